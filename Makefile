@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine with Python >= 3.11:  make train   and   make test
+PYTHON ?= python3
+# Where pip finds torch. On Linux the default index serves a CUDA build of several GB; PyTorch's own CPU index is enough.
+TORCH_INDEX ?=
+
+.PHONY: train test lint clean
+.DEFAULT_GOAL := train
+
+train: .venv/installed
+	.venv/bin/rlhaiku train --preset laptop
+
+test: lint
+	.venv/bin/python -m pytest -q
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "rlhaiku needs Python >= 3.11; choose one with: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[local,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,74 @@
+"""What must be true before the first actor starts; whatever is not ends as BadInput."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from rlhaiku.config import BUNDLED, RunConfig
+from rlhaiku.errors import BadInput
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_backends(config: RunConfig) -> None:
+    """This build runs torch engines and the torch trainer, on CPUs."""
+    chosen = (config.rollout.engine, config.trainer.backend)
+    if chosen != ("torch", "torch"):
+        raise BadInput(
+            "`rlhaiku train` runs rollout.engine=torch with trainer.backend=torch",
+            f"{chosen[0]} with {chosen[1]}",
+            "Use --preset laptop, or set both to torch.",
+        )
+    if config.cluster.gpus_per_node or config.cluster.num_nodes > 1:
+        raise BadInput(
+            "the torch backend runs on the CPUs of one machine",
+            f"{config.cluster.num_nodes} nodes with {config.cluster.gpus_per_node} GPUs",
+            "Set cluster.num_nodes=1 and cluster.gpus_per_node=0.",
+        )
+
+
+def resolve_model(path: str) -> str:
+    """The directory of a model, or its hub id unchanged."""
+    if path == BUNDLED:
+        return str(_asset("model"))
+    directory = Path(path).expanduser()
+    if (directory / "config.json").is_file():
+        return str(directory)
+    if directory.exists() or not HUB_ID.fullmatch(path):
+        raise BadInput(
+            "model.path must be `bundled`, a Hugging Face directory with a config.json, or a hub id like owner/name",
+            path,
+            "Check the path; a run's own models are in runs/NAME/checkpoints/step-NNNNNN/hf.",
+        )
+    return path
+
+
+def data_directory(path: str) -> Path:
+    """The directory that holds `train.parquet` and `test.parquet`."""
+    directory = _asset("data") if path == BUNDLED else Path(path).expanduser()
+    for name in ("train.parquet", "test.parquet"):
+        if not (directory / name).is_file():
+            raise BadInput(
+                f"data.path must be `bundled` or a directory with {name}", path, "Make one with `rlhaiku prepare`."
+            )
+    return directory
+
+
+def check_output(directory: Path, resume: bool) -> None:
+    """Makes the run directory; raises BadInput if it cannot be written, or holds, or lacks, a run."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput("--output-dir must be writable", str(directory), f"{error.strerror}.") from None
+    has_checkpoint = any(directory.glob("checkpoints/step-*/coordinator.json"))
+    if resume and not has_checkpoint:
+        raise BadInput("--resume needs a complete checkpoint", str(directory), "Start it without --resume.")
+    if not resume and (directory / "metrics.jsonl").exists():
+        raise BadInput("--output-dir must not hold another run", str(directory), "Add --resume, or choose a new name.")
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("rlhaiku").joinpath("assets", name)))

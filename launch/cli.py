@@ -1,0 +1,96 @@
+"""The `rlhaiku` command. Exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted with the state saved."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlhaiku.config import load_config, preset_names, read_config, with_overrides
+from rlhaiku.errors import BadInput, RlhaikuError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    help="Teach a language model to write 5-7-5 haiku with GRPO, on explicit Ray actors.",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. rollout.group_size=8.")
+]
+RUNS = Path("runs")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(preset_names())}.")] = "laptop",
+    overrides: Overrides = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Run directory; a new one under runs/ by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+) -> None:
+    """Train a model, and compare it with what it was on held-out topics."""
+    from launch.local import run  # loads ray and torch, which --help need not wait for
+
+    if resume:
+        output_dir = output_dir or _newest_run()
+        config = with_overrides(read_config(output_dir / "config.toml"), overrides or [])
+    else:
+        config = load_config(preset, overrides or [])
+    directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
+    result = run(config, output_dir=directory, resume=resume)
+    if not result.finished:
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")],
+    base: Annotated[str, typer.Option(help="Model to compare with.")] = "bundled",
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
+) -> None:
+    """Score a checkpoint against its base on the held-out topics, paired by prompt."""
+    from launch.console import comparison_view, make_console
+    from launch.evaluate import evaluate_pair
+
+    model = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
+    comparison = evaluate_pair(load_config("laptop", overrides or []), base=base, trained=str(model))
+    make_console().print(comparison_view(comparison))
+    if output:
+        output.write_text(json.dumps(comparison.to_dict(), indent=1))
+
+
+@app.command()
+def prepare(
+    output: Annotated[Path, typer.Argument(help="Directory for train.parquet, test.parquet and manifest.json.")],
+) -> None:
+    """Write the embedded prompts as a data set, topics split into train and held-out."""
+    from rlhaiku.haiku.dataset import prepare_embedded
+
+    Console().print_json(json.dumps(prepare_embedded(output).to_dict()))
+
+
+def main() -> None:
+    """Runs the command and turns rlhaiku's errors into an exit status and a readable message."""
+    try:
+        app(standalone_mode=False)
+    except BadInput as error:
+        _fail(2, str(error))
+    except RlhaikuError as error:
+        _fail(1, "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+
+
+def _fail(status: int, message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {message}", highlight=False, markup=True)
+    sys.exit(status)
+
+
+def _newest_run() -> Path:
+    runs = sorted(RUNS.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise BadInput("--resume needs a run", str(RUNS), "Name it with --output-dir.")
+    return runs[-1].parent

@@ -1,0 +1,149 @@
+"""What a person sees of a run: a header, one line per step, poems now and then, before and after at the end."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rlhaiku.checkpoints import RunState
+from rlhaiku.config import RunConfig
+from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
+from rlhaiku.haiku.structure import score_structure
+from rlhaiku.metrics import StepReport, step_metrics
+from rlhaiku.types import ScoredGroup
+
+WIDTH = 110
+"""Columns when the output is not a terminal."""
+
+
+class ConsoleReporter:
+    """Tells a run's story on the terminal."""
+
+    def __init__(self, config: RunConfig, directory: Path) -> None:
+        self._config, self._directory = config, directory
+        self._console = make_console()
+        self._started = time.perf_counter()
+        self._steps_seen = 0
+
+    def header(self, num_prompts: int, num_held_out: int) -> None:
+        """Says what will run, and where."""
+        rollout, trainer, reward = self._config.rollout, self._config.trainer, self._config.reward
+        self._console.print(Panel(
+            f"model     {self._config.model.path}\n"
+            f"prompts   {num_prompts} to train on, {num_held_out} held out\n"
+            f"a step    {rollout.groups_per_step} prompts x {rollout.group_size} completions, "
+            f"{self._config.num_steps} steps, staleness <= {rollout.max_staleness}, seed {self._config.seed}\n"
+            f"actors    {rollout.num_engines} {rollout.engine} engines x {rollout.threads_per_engine} thread, "
+            f"{trainer.backend} trainer x {trainer.threads} threads, {reward.num_workers} reward worker; judge: off\n"
+            f"output    {self._directory}",
+            title="rlhaiku", title_align="left", expand=False,
+        ))
+        self._console.print("[dim]starting Ray and the actors ...[/]")
+
+    def step(self, report: StepReport) -> None:
+        """One line; poems every `output.poems_interval` steps."""
+        self._steps_seen += 1
+        row = step_metrics(report)
+        named = {name: row[f"reward/{name}"] for name in ("structure", "strict", "topic") if f"reward/{name}" in row}
+        shares = "".join(f"  {name} {value:.2f}" for name, value in named.items())
+        lost = f"  [red]unscored {row['reward/unscored']:.0f}[/]" if row["reward/unscored"] else ""
+        seconds = report.seconds
+        self._console.print(
+            f"step {report.state.step:>4}/{self._config.num_steps}  reward [bold]{row['reward/mean']:.3f}[/]{shares}"
+            f"  flat groups {row['group/zero_variance_share']:.2f}{lost}"
+            f"  [dim]{row['rollout/tokens_per_s']:.0f} tok/s  rollout {seconds['rollout']:.2f} train "
+            f"{seconds['train']:.2f} sync {seconds['sync']:.3f} s  eta {self._eta(report.state.step)}[/]",
+            highlight=False, soft_wrap=True,
+        )
+        if report.state.step % self._config.output.poems_interval == 0:
+            self._console.print(_poems(report.groups[:2]))
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """One line."""
+        summary = summarize(answers_of(groups))
+        self._console.print(f"[bold cyan]eval[/] after step {state.step}: {describe(summary)}", highlight=False)
+
+    def stopping(self) -> None:
+        """Acknowledges the first Ctrl-C."""
+        self._console.print("[yellow]finishing this step, then saving; Ctrl-C again to end at once[/]")
+
+    def end(self, comparison: Comparison | None) -> None:
+        """Before and after, and how to go on."""
+        resume = f"rlhaiku train --resume --output-dir {self._directory}"
+        if comparison is None:
+            self._console.print(f"interrupted, state saved; go on with\n  [bold]{resume}[/]", highlight=False)
+            return
+        self._console.print(comparison_view(comparison))
+        newest = sorted(self._directory.glob("checkpoints/step-*"))[-1]
+        minutes = (time.perf_counter() - self._started) / 60
+        self._console.print(
+            f"done in {minutes:.1f} minutes; everything is in [bold]{self._directory}[/]\n"
+            f"  score the model again   [bold]rlhaiku evaluate {newest}[/]\n"
+            f"  train it further        [bold]{resume} --set num_steps={self._config.num_steps * 2}[/]\n"
+            "  your own model          [bold]rlhaiku train --set model.path=DIRECTORY_OR_HUB_ID[/]",
+            highlight=False, soft_wrap=True,
+        )
+
+    def _eta(self, step: int) -> str:
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / self._steps_seen * (self._config.num_steps - step)
+        return f"{int(left // 60)}:{int(left % 60):02d}"
+
+
+def make_console() -> Console:
+    """A rich console that keeps its width when piped, so that logs look like terminals."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def describe(summary: EvalSummary) -> str:
+    """One evaluation in a line."""
+    low, high = summary.structure_ci
+    return (
+        f"structure {summary.structure_mean:.3f} [{low:.3f}, {high:.3f}]  strict 5-7-5 {summary.strict_575:.1%}"
+        f"  topic {summary.topic_mention:.1%}  distinct-2 {summary.distinct_2:.3f}"
+        f"  ({summary.prompts} prompts x {summary.completions // summary.prompts})"
+    ).replace("[", "\\[")
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """The held-out numbers before and after, and five poems of each, side by side."""
+    table = Table(title="held-out topics, before and after", title_justify="left")
+    for heading in ("", "base", "trained", "paired difference, 95 % interval"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    before, after = comparison.base.to_dict(), comparison.trained.to_dict()
+    labels = {"structure_mean": "structure", "strict_575": "strict 5-7-5", "topic_mention": "topic mentioned"}
+    for key, label in {**labels, "distinct_2": "distinct-2"}.items():
+        difference = comparison.differences.get(key)
+        shown = f"{difference.mean:+.3f}  [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else ""
+        table.add_row(label, f"{before[key]:.3f}", f"{after[key]:.3f}", Text(shown))
+    poems = Table(title="first completion of five held-out prompts", title_justify="left", show_lines=True)
+    for heading in ("topic", "base", "trained"):
+        poems.add_column(heading)
+    for base, trained in comparison.pairs:
+        poems.add_row(base.topic, poem_view(base.text), poem_view(trained.text))
+    return Group(table, poems)
+
+
+def poem_view(text: str) -> Text:
+    """A poem with its syllables counted: green where a line fits, yellow one off, red otherwise."""
+    view = Text()
+    for line in score_structure(text).lines:
+        off = 9 if line.target is None else abs(line.syllables - line.target)
+        view.append(f"{line.syllables:>2} ", style="green" if off == 0 else "yellow" if off == 1 else "red")
+        view.append(f"{line.text}\n")
+    view.rstrip()
+    return view
+
+
+def _poems(groups: Sequence[ScoredGroup]) -> Table:
+    """The first completion of each group: never chosen by how good it is."""
+    table = Table.grid(padding=(0, 4))
+    answers: list[Answer] = [answers_of([scored])[0] for scored in groups]
+    table.add_row(*(f"   [dim]{answer.topic}[/]" for answer in answers))
+    table.add_row(*(poem_view(answer.text) for answer in answers))
+    return table

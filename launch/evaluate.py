@@ -1,0 +1,55 @@
+"""Scores a model against its base on the held-out prompts, with the engines and the code of a training run."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from launch.checks import check_backends
+from launch.local import haiku_reward, load_prompts, start_roles
+from launch.placement import plan_placement
+from launch.ray_runtime import local_ray
+from rlhaiku.checkpoints import CheckpointStore, RunState
+from rlhaiku.config import RunConfig, with_overrides
+from rlhaiku.coordinator import Coordinator, Surroundings
+from rlhaiku.evaluation import Answer, Comparison, answers_of, compare
+from rlhaiku.metrics import StepReport
+from rlhaiku.prompts import PromptOrder
+from rlhaiku.types import ScoredGroup
+
+
+class _Keep:
+    """A Reporter that keeps one evaluation."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+
+    def step(self, report: StepReport) -> None:
+        """An evaluation trains nothing."""
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """Keeps the answers."""
+        self.answers = answers_of(groups)
+
+
+def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
+    """Both models answer the same held-out prompts with the same random draws.
+
+    `base`, `trained`: Hugging Face directories, hub ids, or `bundled`. Raises BadInput, RunFailed.
+    """
+    check_backends(config)
+    configs = [with_overrides(config, [f"model.path={model}"]) for model in (base, trained)]
+    placement = plan_placement(config, len(os.sched_getaffinity(0)))
+    prompts = [load_prompts(each) for each in configs]
+    answers = []
+    with local_ray(placement.total_cpus), TemporaryDirectory() as unused:
+        for each, (train_prompts, eval_prompts) in zip(configs, prompts, strict=True):
+            keep = _Keep()
+            store = CheckpointStore(Path(unused), each.output.keep_last)
+            around = Surroundings(PromptOrder(train_prompts, each.seed), eval_prompts, store, (keep,))
+            with start_roles(each, placement, haiku_reward(each)) as roles:
+                coordinator = Coordinator(each, roles, around)
+                coordinator.sync_weights(0)
+                coordinator.evaluate()
+            answers.append(keep.answers)
+    return compare(*answers)

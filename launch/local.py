@@ -1,0 +1,179 @@
+"""A whole run on this machine: check, place, start the actors, drive the coordinator, compare before and after."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from transformers import AutoTokenizer
+
+from actors.engines.torch_engine import EngineSpec, TorchEngine
+from actors.reward_pool import RewardPool
+from actors.reward_worker import RewardFn, RewardWorker
+from actors.rollout_pool import RolloutPool
+from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
+from actors.trainers.trainer_group import TrainerGroup
+from actors.waiting import RayEvents, wait_for
+from actors.weight_sync import SharedMemorySync
+from launch.checks import check_backends, check_output, data_directory, resolve_model
+from launch.console import ConsoleReporter
+from launch.placement import Placement, plan_placement
+from launch.ray_runtime import local_ray
+from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
+from rlhaiku.config import RunConfig, write_config
+from rlhaiku.coordinator import Coordinator, Surroundings
+from rlhaiku.evaluation import Comparison
+from rlhaiku.haiku.dataset import load_rows
+from rlhaiku.haiku.reward import HaikuReward
+from rlhaiku.metrics import RunFiles
+from rlhaiku.prompts import PromptOrder, choose_eval_prompts, render_prompts
+from rlhaiku.roles import Roles
+from rlhaiku.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    output_dir: Path
+    state: RunState
+    finished: bool
+    """False if the run was interrupted; it can be resumed."""
+    comparison: Comparison | None
+    """Before against after on the held-out prompts; None if interrupted."""
+
+
+def run(
+    config: RunConfig, *, reward: RewardFn | None = None, output_dir: str | Path = "runs/local", resume: bool = False
+) -> RunResult:
+    """Trains with one Ray on this machine, torch engines and a torch trainer.
+
+    `reward(prompt, text)` replaces the haiku reward; it runs in the reward workers. Raises BadInput before any actor
+    starts, RunFailed when the run cannot go on (its last checkpoint is then intact).
+    """
+    directory = Path(output_dir)
+    check_backends(config)
+    placement = plan_placement(config, len(os.sched_getaffinity(0)))
+    prompts, eval_prompts = load_prompts(config)
+    check_output(directory, resume)
+    store = CheckpointStore(directory / "checkpoints", config.output.keep_last)
+    checkpoint = store.complete()[-1] if resume else None
+    state = read_state(checkpoint) if checkpoint else RunState()
+    write_config(config, directory / "config.toml")
+    files = RunFiles(directory, config.output.poems_interval, state.step)
+    console = ConsoleReporter(config, directory)
+    console.header(len(prompts), len(eval_prompts))
+    with ExitStack() as stack:
+        stack.enter_context(local_ray(placement.total_cpus))
+        should_stop = stack.enter_context(_stop_on_interrupt(console))
+        roles = stack.enter_context(start_roles(config, placement, reward or haiku_reward(config)))
+        if checkpoint:
+            roles.trainer.load(checkpoint)
+        around = Surroundings(
+            PromptOrder(prompts, config.seed), eval_prompts, store, (files, console), should_stop=should_stop
+        )
+        state = Coordinator(config, roles, around, state).run()
+    finished = state.step == config.num_steps
+    comparison = files.compare() if finished else None
+    result = RunResult(directory, state, finished, comparison)
+    console.end(comparison)
+    return result
+
+
+def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
+    """Training prompts and held-out prompts of a configuration, rendered by the model's own tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model.path))
+    data = data_directory(config.data.path)
+    prompts = render_prompts(load_rows(data, "train"), tokenizer)
+    held_out = render_prompts(load_rows(data, "test"), tokenizer)
+    return prompts, choose_eval_prompts(held_out, config.evaluation.num_prompts)
+
+
+@contextmanager
+def start_roles(config: RunConfig, placement: Placement, reward: RewardFn) -> Iterator[Roles]:
+    """Starts every actor in one placement group, waits until all answer, ends them with the context."""
+    timeout_s = config.cluster.wait_timeout_s
+    with tempfile.TemporaryDirectory(prefix="rlhaiku-", dir=_shared_memory()) as shared:
+        group = placement_group(placement.bundles, strategy="PACK")
+        wait_for(group.ready(), timeout_s, f"Ray, asked for {placement.total_cpus} CPU slots")
+        actors = _start_actors(config, placement, reward, Path(shared) / "weights", group)
+        try:
+            everybody = [*actors.engines, actors.trainer, *actors.workers]
+            wait_for([actor.__ray_ready__.remote() for actor in everybody], timeout_s, "the actors, asked to start")
+            events = RayEvents(timeout_s)
+            yield Roles(
+                rollouts=RolloutPool(actors.engines, config.rollout.tile_groups, events),
+                rewards=RewardPool(actors.workers, events),
+                trainer=TrainerGroup(actors.trainer, events, timeout_s),
+                weight_sync=SharedMemorySync(actors.trainer, actors.engines, timeout_s),
+                events=events,
+            )
+        finally:
+            for actor in [*actors.engines, actors.trainer, *actors.workers]:
+                ray.kill(actor)
+            remove_placement_group(group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Actors:
+    engines: list[Any]
+    trainer: Any
+    workers: list[Any]
+
+
+def _start_actors(config: RunConfig, placement: Placement, reward: RewardFn, weights: Path, group: Any) -> _Actors:  # noqa: ANN401
+    """Applies `ray.remote` to the plain classes, each in its bundle of the placement group."""
+    bundles = iter(range(len(placement.bundles)))
+
+    def place(cls: type, cpus: int, **options: Any) -> Any:  # noqa: ANN401
+        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=next(bundles))
+        return ray.remote(cls).options(num_cpus=cpus, scheduling_strategy=where, **options)
+
+    rollout, model = config.rollout, resolve_model(config.model.path)
+    # As many slots as versions can be alive: those being generated with, and the one being written.
+    num_slots = max(2, rollout.max_staleness + 1)
+    engine = EngineSpec(
+        model, weights, num_slots, rollout.threads_per_engine, rollout.tile_groups, config.seed, rollout.deterministic
+    )
+    trainer = TrainerSpec(model, weights, num_slots, config.num_steps, config.trainer, config.algorithm)
+    control = {"control": 1}  # a thread in which a weight sync never queues behind generation
+    return _Actors(
+        engines=[place(TorchEngine, n, concurrency_groups=control).remote(engine) for n in placement.engine_cpus],
+        trainer=place(TorchTrainer, placement.trainer_cpus).remote(trainer),
+        workers=[place(RewardWorker, n).remote(reward) for n in placement.reward_cpus],
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(console: ConsoleReporter) -> Iterator[Any]:
+    """Ctrl-C once: finish the step, save, end. Twice: end now."""
+    interrupted = False
+
+    def on_interrupt(signum: int, frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        console.stopping()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def haiku_reward(config: RunConfig) -> RewardFn:
+    """The reward that the configuration describes."""
+    return HaikuReward(topic_weight=config.reward.topic_weight)
+
+
+def _shared_memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -1,0 +1,139 @@
+"""Every metric's name, and the files a run's numbers go to. Names are `part/quantity_unit`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+from rlhaiku.advantages import is_zero_variance
+from rlhaiku.checkpoints import RunState
+from rlhaiku.evaluation import summarize
+from rlhaiku.types import Completion, GroupKey, Reward, Scored, ScoredGroup, SyncReport, TrainStats
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """All there is to know about one finished train step."""
+
+    state: RunState
+    """After the step."""
+    groups: tuple[ScoredGroup, ...]
+    """The step's groups, dropped ones included, in claim order."""
+    dropped: Mapping[GroupKey, str]
+    """Groups that were not trained, with the reason."""
+    stats: TrainStats
+    sync: SyncReport
+    seconds: Mapping[str, float]
+    """Wall time by phase: `rollout` (generation and scoring), `train`, `sync`."""
+
+
+class Reporter(Protocol):
+    """Is told about every finished step and evaluation."""
+
+    def step(self, report: StepReport) -> None:
+        """One train step is done and its weights are synced."""
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """The held-out prompts were answered with the weights of `state`."""
+
+
+def step_metrics(report: StepReport) -> dict[str, float]:
+    """One flat row of numbers for one step."""
+    completions = [c for scored in report.groups for c in scored.group.completions]
+    rewards = [r for scored in report.groups for r in scored.rewards]
+    scored_rewards = [r for r in rewards if isinstance(r, Scored)]
+    num_tokens = sum(len(c.token_ids) for c in completions)
+    return {
+        "step": report.state.step,
+        "weight_version": report.state.weight_version,
+        "reward/mean": fmean(r.total for r in scored_rewards),
+        **_component_means(scored_rewards),
+        "reward/unscored": len(rewards) - len(scored_rewards),
+        "group/zero_variance_share": fmean(_is_flat(scored.rewards) for scored in report.groups),
+        "group/dropped": len(report.dropped),
+        "completion/length_mean": num_tokens / len(completions),
+        "completion/truncated_share": fmean(c.finish_reason == "length" for c in completions),
+        "rollout/staleness_mean": report.state.weight_version - 1 - fmean(c.weight_version for c in completions),
+        "rollout/tokens_per_s": num_tokens / report.seconds["rollout"],
+        **{f"train/{key}": value for key, value in asdict(report.stats).items() if key != "step"},
+        "sync/num_bytes": report.sync.num_bytes,
+        **{f"time/{phase}_s": seconds for phase, seconds in report.seconds.items()},
+    }
+
+
+class RunFiles:
+    """The Reporter that writes `metrics.jsonl`, `samples.jsonl` and `eval/step-NNNNNN.json` of a run directory."""
+
+    def __init__(self, directory: Path, samples_interval: int, resumed_step: int = 0) -> None:
+        """A resumed run forgets the rows after `resumed_step`: those steps are made again."""
+        self._directory = directory
+        self._samples_interval = samples_interval
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_rows(directory / name, resumed_step)
+
+    def step(self, report: StepReport) -> None:
+        """Appends the step's metrics, and now and then its poems."""
+        _append(self._directory / "metrics.jsonl", [step_metrics(report)])
+        if report.state.step % self._samples_interval == 0:
+            _append(self._directory / "samples.jsonl", sample_rows(report.state.step, report.groups))
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """Writes the evaluation's summary and every poem."""
+        path = self._directory / "eval" / f"step-{state.step:06d}.json"
+        path.parent.mkdir(exist_ok=True)
+        content = {"summary": summarize(groups).to_dict(), "samples": list(sample_rows(state.step, groups))}
+        path.write_text(json.dumps(content, indent=1))
+
+
+def sample_rows(step: int, groups: Iterable[ScoredGroup]) -> Iterable[dict[str, Any]]:
+    """One row per completion: what was asked, answered and earned."""
+    for scored in groups:
+        for completion, reward in zip(scored.group.completions, scored.rewards, strict=True):
+            yield {
+                "step": step,
+                "prompt_id": scored.key.prompt_id,
+                "topic": scored.group.prompt.topic,
+                **_sample(completion, reward),
+            }
+
+
+def _sample(completion: Completion, reward: Reward) -> dict[str, Any]:
+    row: dict[str, Any] = {"text": completion.text, "finish_reason": completion.finish_reason}
+    row["weight_version"] = completion.weight_version
+    if isinstance(reward, Scored):
+        return row | {"reward": reward.total, "components": dict(reward.components)}
+    return row | {"unscored": reward.reason}
+
+
+def _component_means(rewards: Sequence[Scored]) -> dict[str, float]:
+    names = sorted({name for reward in rewards for name in reward.components})
+    return {f"reward/{name}": fmean(r.components[name] for r in rewards if name in r.components) for name in names}
+
+
+def _is_flat(rewards: Sequence[Reward]) -> bool:
+    totals = [reward.total for reward in rewards if isinstance(reward, Scored)]
+    return bool(totals) and is_zero_variance(totals)
+
+
+def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _keep_rows(path: Path, last_step: int) -> None:
+    """Drops rows of steps after `last_step`; a row cut off by a crash goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= last_step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)

@@ -1,0 +1,133 @@
+"""Shared-prompt packing for the torch trainer: a group's prompt is forwarded once, followed by its completions.
+
+    row          p0 p1 p2 | a0 a1 | b0 b1 b2 | pad
+    segment       0  0  0 |  1  1 |  2  2  2 |  -1     a token sees the prompt and its own segment, causally
+    position      0  1  2 |  3  4 |  3  4  5 |   0     each completion continues the prompt
+    predicted_by            2  3     2  5  6           row index whose logits give the token's logprob
+
+Numbers are plain numpy, so this imports without torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhaiku.types import TrainGroup, TrainSample
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+PAD_SEGMENT = -1
+PROMPT_SEGMENT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One micro-batch: R rows of L tokens, and N loss tokens in (group, completion, token) order."""
+
+    token_ids: Ints
+    """[R, L] pad positions hold 0."""
+    position_ids: Ints
+    """[R, L]"""
+    segment_ids: Ints
+    """[R, L] 0 prompt, 1.. completions, -1 padding."""
+    target_rows: Ints
+    """[N] row of each loss token."""
+    predictor_columns: Ints
+    """[N] column whose logits predict the loss token."""
+    targets: Ints
+    """[N] the loss tokens themselves."""
+    rollout_logprobs: Floats
+    """[N]"""
+    advantages: Floats
+    """[N] the completion's advantage, repeated for its tokens."""
+    sequence_lengths: Floats
+    """[N] length of the completion each loss token belongs to (for the per-sequence mean)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded that are not padding."""
+        return int((self.segment_ids != PAD_SEGMENT).sum())
+
+
+def pack_groups(groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bool) -> Iterator[Pack]:
+    """Cuts groups into packs of at most `max_tokens` tokens, padding included (a longer single row stands alone).
+
+    With `shared_prompt`, a row is one group; without, a row is one completion behind its own copy of the prompt:
+    the same losses and gradients, for more tokens.
+    """
+    rows = [row for group in groups for row in _rows(group, shared_prompt)]
+    start = 0
+    while start < len(rows):
+        end, width = start, 0
+        while end < len(rows):
+            widened = max(width, _row_length(rows[end]))
+            if end > start and widened * (end + 1 - start) > max_tokens:
+                break
+            end, width = end + 1, widened
+        yield _pack(rows[start:end], width)
+        start = end
+
+
+def attention_allowed(segment_ids: Ints) -> NDArray[np.bool_]:
+    """[R, L, L] which column (last axis) each position may look at; a pad position sees only itself."""
+    columns = np.arange(segment_ids.shape[1])
+    causal = columns[:, None] >= columns[None, :]
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    visible = causal & ((key == PROMPT_SEGMENT) | (key == query)) & (key != PAD_SEGMENT) & (query != PAD_SEGMENT)
+    # A row of the mask without any True would make softmax produce NaN.
+    allowed: NDArray[np.bool_] = visible | np.eye(segment_ids.shape[1], dtype=bool)
+    return allowed
+
+
+def _rows(group: TrainGroup, shared_prompt: bool) -> list[tuple[TrainGroup, Sequence[TrainSample]]]:
+    if shared_prompt:
+        return [(group, group.samples)]
+    return [(group, (sample,)) for sample in group.samples]
+
+
+def _row_length(row: tuple[TrainGroup, Sequence[TrainSample]]) -> int:
+    group, samples = row
+    return len(group.prompt_token_ids) + sum(len(sample.token_ids) for sample in samples)
+
+
+def _pack(rows: Sequence[tuple[TrainGroup, Sequence[TrainSample]]], width: int) -> Pack:
+    shape = (len(rows), width)
+    token_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    segment_ids = np.full(shape, PAD_SEGMENT, np.int64)
+    per_token: list[tuple[Ints, Ints, Ints, Floats, Floats, Floats]] = []
+    for row, (group, samples) in enumerate(rows):
+        prompt_length = len(group.prompt_token_ids)
+        token_ids[row, :prompt_length] = group.prompt_token_ids
+        position_ids[row, :prompt_length] = np.arange(prompt_length)
+        segment_ids[row, :prompt_length] = PROMPT_SEGMENT
+        column = prompt_length
+        for segment, sample in enumerate(samples, start=1):
+            length = len(sample.token_ids)
+            span = slice(column, column + length)
+            token_ids[row, span] = sample.token_ids
+            position_ids[row, span] = prompt_length + np.arange(length)
+            segment_ids[row, span] = segment
+            per_token.append(_loss_tokens(row, column, prompt_length, sample))
+            column += length
+    fields = (np.concatenate(parts) for parts in zip(*per_token, strict=True))
+    return Pack(token_ids, position_ids, segment_ids, *fields)
+
+
+def _loss_tokens(
+    row: int, column: int, prompt_length: int, sample: TrainSample
+) -> tuple[Ints, Ints, Ints, Floats, Floats, Floats]:
+    """The six per-loss-token arrays of one completion that starts at `column`."""
+    length = len(sample.token_ids)
+    predictors = np.arange(column - 1, column + length - 1)
+    predictors[0] = prompt_length - 1  # the first token continues the prompt, whatever lies in between
+    return (
+        np.full(length, row),
+        predictors,
+        np.array(sample.token_ids, np.int64),
+        np.array(sample.rollout_logprobs, np.float32),
+        np.full(length, sample.advantage, np.float32),
+        np.full(length, length, np.float32),
+    )

@@ -1,0 +1,213 @@
+"""What moves through one training step, one frozen type per stage.
+
+    Prompt -> GroupRequest -> Group -> ScoredGroup -> TrainGroup -> TrainBatch -> TrainStats
+      1           1-2           2          3             4-5           5            6
+
+Nothing here is filled in later: a value that is not known yet belongs to the next type.
+Letters in shapes: P prompts, G completions of one prompt (the group), T tokens of one completion.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+EVAL_PASS = -1
+"""`GroupKey.pass_index` of an evaluation group; training passes count from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request for a poem, rendered and tokenized."""
+
+    prompt_id: str
+    """Stable across runs and machines: names the row of the data set, never its position in a shuffle."""
+    topic: str
+    """What the poem shall be about, lower case, e.g. `morning frost`."""
+    text: str
+    """The rendered chat, generation prompt included, thinking disabled."""
+    token_ids: tuple[int, ...]
+    """[T] `text` tokenized."""
+    reference: str = ""
+    """A poem by a person about `topic`, lines separated by newlines; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GroupKey:
+    """Identity of a group; sorting by it gives the order in which groups were claimed."""
+
+    claim: int
+    """0-based position in the run's claim order; position in the list for an evaluation."""
+    pass_index: int
+    """Which pass over the training prompts, from 0; `EVAL_PASS` for an evaluation."""
+    prompt_id: str
+    """The prompt of the group."""
+
+    @property
+    def is_eval(self) -> bool:
+        """Whether the group belongs to an evaluation (it is scored, never trained)."""
+        return self.pass_index == EVAL_PASS
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float
+    """Softmax temperature; 0 is greedy. `Completion.logprobs` are taken at this temperature."""
+    max_tokens: int
+    """Longest completion, in tokens, the end-of-turn token included."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """Asks the rollout engines for one group. Made by the coordinator, used up by a `RolloutEngine`."""
+
+    key: GroupKey
+    prompt: Prompt
+    group_size: int
+    """G, completions to draw."""
+    sampling: Sampling
+    weight_version: int
+    """The weights to draw with; an engine that does not hold them refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer."""
+
+    token_ids: tuple[int, ...]
+    """[T] sampled tokens; ends with the end-of-turn token iff `finish_reason` is `stop`."""
+    logprobs: tuple[float, ...]
+    """[T] log-probability of each sampled token at the sampling temperature, by the engine."""
+    text: str
+    """Decoded tokens without special tokens."""
+    finish_reason: FinishReason
+    weight_version: int
+    """The weights that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and its G completions: the unit of retry, of advantages and of the ledger."""
+
+    key: GroupKey
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    """[G] in completion-index order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reward that was computed."""
+
+    total: float
+    """What the advantage is made of."""
+    components: Mapping[str, float] = field(default_factory=dict)
+    """The parts of `total` by name, e.g. `structure`, for metrics and reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """A reward that could not be computed. It is not 0: the completion leaves the group instead."""
+
+    reason: str
+
+
+Reward = Scored | Unscored
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group and what each completion earned."""
+
+    group: Group
+    rewards: tuple[Reward, ...]
+    """[G] parallel to `group.completions`."""
+
+    @property
+    def key(self) -> GroupKey:
+        """The group's identity."""
+        return self.group.key
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSample:
+    """One completion to learn from. Every completion token is a loss token."""
+
+    token_ids: tuple[int, ...]
+    """[T] completion tokens."""
+    rollout_logprobs: tuple[float, ...]
+    """[T] log-probabilities the engine gave them, at the sampling temperature."""
+    advantage: float
+    """The same for every token of the completion."""
+    weight_version: int
+    """The weights that made it; trainer version minus this is the sample's staleness."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """The scored completions of one prompt, with their advantages."""
+
+    key: GroupKey
+    prompt_token_ids: tuple[int, ...]
+    """[T] shared by all samples: a trainer may forward it once."""
+    samples: tuple[TrainSample, ...]
+    """[<= G] unscored completions are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What one train step learns from. Logical: packing and sharding are the trainer's business."""
+
+    step: int
+    """0-based train step."""
+    temperature: float
+    """Sampling temperature of the rollouts; trainer logprobs are taken at the same one."""
+    groups: tuple[TrainGroup, ...]
+    """In claim order, never in finish order."""
+
+    @property
+    def num_samples(self) -> int:
+        """Completions in the batch."""
+        return sum(len(group.samples) for group in self.groups)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Completion tokens in the batch."""
+        return sum(len(sample.token_ids) for group in self.groups for sample in group.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStats:
+    """What the trainer saw in one train step; means are over the step's loss tokens."""
+
+    step: int
+    loss: float
+    """Of the last optimizer step; the policy-gradient term plus `kl_coef` times `kl`."""
+    grad_norm: float
+    """Before clipping, mean over optimizer steps."""
+    lr: float
+    clip_fraction: float
+    """Share of loss tokens whose importance ratio the clip cut off."""
+    logprob_gap: float
+    """mean |trainer logprob - rollout logprob|, nats: engine and trainer should agree on the same weights."""
+    kl: float
+    """To the reference model, nats per token (k3 estimator); 0 when no reference is loaded."""
+    num_loss_tokens: int
+    num_forward_tokens: int
+    """Tokens forwarded, prompts counted once per group, padding not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """One weight sync, after every engine confirmed it."""
+
+    weight_version: int
+    checksum: int
+    """CRC-32 over sampled elements of every tensor, equal on the trainer and on all engines."""
+    num_bytes: int
+    """Payload moved to each engine."""
+    seconds: float
+    """From asking the trainer to the last engine's confirmation."""

@@ -1,0 +1,51 @@
+import torch
+from torch import nn
+
+from actors.weight_slots import WeightSlots
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 10, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_another_mapping_sees_what_was_written(tmp_path):
+    torch.manual_seed(0)
+    writer_model, reader_model = Tied(), Tied()
+    writer, reader = WeightSlots(tmp_path / "w", writer_model, 2), WeightSlots(tmp_path / "w", reader_model, 2)
+    checksum = writer.write(5, writer_model.named_parameters())
+    assert reader.checksum(5) == checksum
+    for name, parameter in writer_model.named_parameters():
+        assert torch.equal(reader.views(5)[name], parameter)
+    assert writer.num_bytes == 4 * sum(p.numel() for p in writer_model.parameters())
+
+
+def test_slots_alternate_and_keep_the_other_version(tmp_path):
+    model = Tied()
+    slots = WeightSlots(tmp_path / "w", model, 2)
+    first = slots.write(0, model.named_parameters())
+    with torch.no_grad():
+        model.embed.weight += 1
+    second = slots.write(1, model.named_parameters())
+    assert slots.checksum(0) == first != second
+    with torch.no_grad():
+        model.embed.weight += 1
+    slots.write(2, model.named_parameters())
+    assert slots.checksum(1) == second
+    assert slots.checksum(0) != first
+
+
+def test_checksum_notices_every_tensor(tmp_path):
+    model = Tied()
+    slots = WeightSlots(tmp_path / "w", model, 1)
+    checksum = slots.write(0, model.named_parameters())
+    for view in slots.views(0).values():
+        kept = view.flatten()[0].item()
+        view.flatten()[0] = kept + 1
+        assert slots.checksum(0) != checksum
+        view.flatten()[0] = kept
+    assert slots.checksum(0) == checksum

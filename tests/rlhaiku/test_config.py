@@ -1,0 +1,86 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhaiku.config import config_from_dict, field_names, load_config, preset_names, read_config, write_config
+from rlhaiku.errors import BadInput
+
+FROZEN = """
+seed num_steps model.path data.path rollout.engine rollout.num_engines rollout.threads_per_engine
+rollout.groups_per_step rollout.group_size rollout.tile_groups rollout.max_tokens
+rollout.temperature rollout.deterministic rollout.max_staleness reward.num_workers
+reward.topic_weight algorithm.advantage_scale algorithm.min_scored algorithm.clip_low
+algorithm.clip_high algorithm.kl_coef algorithm.loss_aggregation trainer.backend trainer.threads
+trainer.lr trainer.lr_schedule trainer.lr_warmup_steps trainer.adam_beta1 trainer.adam_beta2
+trainer.adam_eps trainer.weight_decay trainer.max_grad_norm trainer.optimizer_steps
+trainer.micro_batch_tokens trainer.shared_prompt evaluation.interval evaluation.num_prompts
+evaluation.samples_per_prompt evaluation.temperature evaluation.max_tokens cluster.num_nodes
+cluster.gpus_per_node cluster.colocate cluster.wait_timeout_s output.save_interval output.keep_last
+output.poems_interval
+""".split()  # noqa: SIM905  (one list of 47 strings is hard to read)
+
+
+def test_settings_are_frozen_so_that_a_new_one_is_a_decision():
+    assert field_names() == FROZEN
+    assert len(FROZEN) <= 60
+
+
+def test_presets():
+    assert preset_names() == ["laptop", "one-gpu", "reference", "seed"]
+    reference, seed = load_config("reference"), load_config("seed")
+    rollout = reference.rollout
+    assert (rollout.groups_per_step, rollout.group_size, rollout.max_tokens) == (128, 8, 300)
+    assert reference.algorithm.kl_coef == 0
+    assert (seed.rollout.groups_per_step, seed.rollout.group_size, seed.rollout.max_tokens) == (8, 2, 8192)
+    assert (seed.evaluation.num_prompts, seed.evaluation.samples_per_prompt, seed.evaluation.interval) == (1000, 8, 20)
+    assert (seed.num_steps, seed.trainer.lr, seed.output.save_interval) == (50, 1e-6, 10)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_written_config_reads_back_equal(preset, tmp_path):
+    config = load_config(preset, ['model.path=a "quoted" \\ path'])
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+
+
+@given(st.text(), st.floats(1e-9, 1e9))
+def test_any_text_and_number_survives_writing(tmp_path_factory, text, number):
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    config = config_from_dict({"model": {"path": text}, "trainer": {"lr": number}})
+    write_config(config, path)
+    assert read_config(path) == config
+
+
+def test_overrides_the_last_one_wins():
+    overrides = ["rollout.group_size=4", "model.path=some/dir", "rollout.group_size=6", "trainer.shared_prompt=false"]
+    config = load_config("laptop", overrides)
+    assert (config.rollout.group_size, config.model.path, config.trainer.shared_prompt) == (6, "some/dir", False)
+
+
+@pytest.mark.parametrize(("override", "value", "remedy"), [
+    ("rollout.group_siz=8", "rollout.group_siz", "rollout.group_size"),
+    ("grup_size=8", "grup_size", "Did you mean"),
+    ("rollout=8", "rollout", "Did you mean"),
+    ("rollout.group_size=1", 1, "--set rollout.group_size"),
+    ("rollout.group_size=many", "many", "--set rollout.group_size"),
+    ("rollout.tile_groups=5", "16", "e.g. 16 and 8"),
+    ("trainer.optimizer_steps=3", "3", "divisor"),
+    ("output.keep_last=1", 1, "--set output.keep_last"),
+    ("no equals sign", "no equals sign", "--set"),
+])
+def test_bad_overrides_say_rule_value_remedy(override, value, remedy):
+    with pytest.raises(BadInput) as caught:
+        load_config("laptop", [override])
+    assert caught.value.rule
+    assert caught.value.value == value
+    assert remedy in caught.value.remedy
+
+
+def test_unknown_key_in_a_file_names_the_nearest():
+    with pytest.raises(BadInput, match=r"trainer\.lr_shedule.*trainer\.lr_schedule"):
+        config_from_dict({"trainer": {"lr_shedule": "linear"}})
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(BadInput, match="Did you mean 'laptop'"):
+        load_config("labtop")

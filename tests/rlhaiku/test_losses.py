@@ -1,0 +1,49 @@
+import math
+
+import pytest
+import torch
+
+from rlhaiku.losses import LossSettings, policy_loss
+
+
+def settings(**changes):
+    values = {"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "aggregation": "token", "num_tokens": 4,
+              "num_sequences": 2}
+    return LossSettings(**values | changes)
+
+
+def call(ratios, advantages, lengths, config, reference=None):
+    rollout = torch.full((len(ratios),), -1.0)
+    trainer = (rollout + torch.tensor(ratios).log()).requires_grad_()
+    output = policy_loss(trainer, rollout, torch.tensor(advantages), torch.tensor(lengths), config, reference)
+    output.loss.backward()
+    return output, trainer.grad
+
+
+def test_hand_computed_with_both_clips():
+    # ratio 1.5 with A=1 counts as 1.28; ratio 0.5 with A=-1 counts as -0.8; 1.5 with A=-1 and 0.5 with A=1 are not cut
+    output, gradient = call([1.5, 0.5, 1.5, 0.5], [1.0, -1.0, -1.0, 1.0], [4.0] * 4, settings())
+    assert output.loss.item() == pytest.approx(-(1.28 - 0.8 - 1.5 + 0.5) / 4)
+    assert output.clipped.item() == 2
+    assert gradient[:2].tolist() == [0.0, 0.0]
+    assert gradient[2:].tolist() == pytest.approx([1.5 / 4, -0.5 / 4])
+
+
+def test_sequence_mean_weighs_sequences_equally():
+    output, _ = call([1.0] * 4, [1.0, -1.0, -1.0, -1.0], [1.0, 3.0, 3.0, 3.0], settings(aggregation="sequence"))
+    assert output.loss.item() == pytest.approx((-1.0 + 1.0) / 2, abs=1e-6)
+    token_mean, _ = call([1.0] * 4, [1.0, -1.0, -1.0, -1.0], [1.0, 3.0, 3.0, 3.0], settings())
+    assert token_mean.loss.item() == pytest.approx(0.5)
+
+
+def test_kl_is_k3_and_enters_with_its_coefficient():
+    reference = torch.full((4,), -1.0) + math.log(2)
+    output, _ = call([1.0] * 4, [0.0] * 4, [2.0] * 4, settings(kl_coef=0.1), reference)
+    k3 = 2 - 1 - math.log(2)
+    assert output.kl.item() == pytest.approx(4 * k3, rel=1e-5)
+    assert output.loss.item() == pytest.approx(0.1 * k3, rel=1e-5)
+
+
+def test_gap_is_the_distance_of_the_two_logprobs():
+    output, _ = call([math.e, 1.0, 1 / math.e, 1.0], [0.0] * 4, [2.0] * 4, settings())
+    assert output.gap.item() == pytest.approx(2.0)

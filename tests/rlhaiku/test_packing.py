@@ -1,0 +1,120 @@
+"""Shared-prompt packing changes the number of forwarded tokens and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from actors.trainers.torch_trainer import pack_logprobs
+from rlhaiku.batching import make_batch
+from rlhaiku.config import AlgorithmConfig
+from rlhaiku.losses import LossSettings, policy_loss
+from rlhaiku.packing import attention_allowed, pack_groups
+from rlhaiku.types import GroupKey, TrainGroup, TrainSample
+from tests.tiny import make_scored, save_tiny_model
+
+
+def batch_groups(count=5):
+    scored = [make_scored(claim, [0.0, 1.0, 0.25, 0.5][: 2 + claim % 3]) for claim in range(count)]
+    return make_batch(0, scored, AlgorithmConfig(), 1.0).batch.groups
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = save_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def loss_and_gradients(model, groups, max_tokens, shared_prompt, aggregation):
+    samples = [sample for group in groups for sample in group.samples]
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    settings = LossSettings(0.2, 0.28, 0.0, aggregation, tokens, len(samples))
+    model.zero_grad()
+    loss = 0.0
+    for pack in pack_groups(groups, max_tokens, shared_prompt):
+        tensors = (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
+        output = policy_loss(pack_logprobs(model, pack, 1.0), *map(torch.from_numpy, tensors), settings)
+        output.loss.backward()
+        loss += output.loss.item()
+    return loss, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+def test_loss_and_gradients_equal_the_unpacked_ones(model, aggregation, max_tokens):
+    groups = batch_groups()
+    loss, gradients = loss_and_gradients(model, groups, 1, False, aggregation)
+    packed_loss, packed_gradients = loss_and_gradients(model, groups, max_tokens, True, aggregation)
+    assert packed_loss == pytest.approx(loss, rel=1e-5)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+    for gradient, packed in zip(gradients, packed_gradients, strict=True):
+        torch.testing.assert_close(packed, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_logprobs_equal_a_plain_forward_of_each_sequence(model):
+    groups = batch_groups()
+    expected = []
+    for group in groups:
+        for sample in group.samples:
+            token_ids = torch.tensor([[*group.prompt_token_ids, *sample.token_ids]])
+            logprobs = model(input_ids=token_ids).logits[0, :-1].log_softmax(-1)
+            chosen = logprobs.gather(-1, token_ids[0, 1:, None])[:, 0]
+            expected.append(chosen[len(group.prompt_token_ids) - 1 :])
+    packs = list(pack_groups(groups, 60, True))
+    assert len(packs) > 1
+    got = torch.cat([pack_logprobs(model, pack, 1.0) for pack in packs])
+    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_sharing_forwards_each_prompt_once():
+    groups = batch_groups()
+    completions = sum(len(s.token_ids) for g in groups for s in g.samples)
+    shared = sum(pack.num_tokens for pack in pack_groups(groups, 60, True))
+    alone = sum(pack.num_tokens for pack in pack_groups(groups, 60, False))
+    assert shared == completions + sum(len(g.prompt_token_ids) for g in groups)
+    assert alone == completions + sum(len(g.prompt_token_ids) * len(g.samples) for g in groups)
+
+
+completion_lengths = st.lists(st.integers(1, 7), min_size=1, max_size=4)
+lengths = st.lists(st.tuples(st.integers(1, 9), completion_lengths), min_size=1, max_size=6)
+
+
+@given(lengths, st.integers(1, 80), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_packs_hold_every_loss_token_once_in_order(shapes, max_tokens, shared_prompt):
+    groups = [
+        TrainGroup(
+            GroupKey(claim, 0, "p"),
+            tuple(range(prompt_length)),
+            tuple(
+                TrainSample(tuple(100 * claim + 10 * s + t for t in range(length)), (-1.0,) * length, float(s), 0)
+                for s, length in enumerate(sample_lengths)
+            ),
+        )
+        for claim, (prompt_length, sample_lengths) in enumerate(shapes)
+    ]
+    packs = list(pack_groups(groups, max_tokens, shared_prompt))
+    targets = np.concatenate([pack.targets for pack in packs])
+    assert targets.tolist() == [t for g in groups for s in g.samples for t in s.token_ids]
+    for pack in packs:
+        rows, width = pack.token_ids.shape
+        assert rows == 1 or rows * width <= max_tokens
+        # The predictor is the token before the target in its own sequence: previous position, same or prompt segment.
+        predictor = pack.position_ids[pack.target_rows, pack.predictor_columns]
+        segments = pack.segment_ids[pack.target_rows, pack.predictor_columns]
+        assert (predictor >= 0).all()
+        assert (segments >= 0).all()
+
+
+def test_mask_shows_prompt_and_own_past_only():
+    allowed = attention_allowed(np.array([[0, 0, 1, 1, 2, -1]]))[0]
+    assert allowed.astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
