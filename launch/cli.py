@@ -13,7 +13,7 @@ from rlhaiku.config import load_config, preset_names, read_config, with_override
 from rlhaiku.errors import BadInput, RlhaikuError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Teach a language model to write 5-7-5 haiku with GRPO, on explicit Ray actors.",
 )
 

@@ -41,7 +41,7 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
     configs = [with_overrides(config, [f"model.path={model}"]) for model in (base, trained)]
     placement = plan_placement(config, len(os.sched_getaffinity(0)))
     prompts = [load_prompts(each) for each in configs]
-    answers = []
+    answers: list[list[Answer]] = []
     with local_ray(placement.total_cpus), TemporaryDirectory() as unused:
         for each, (train_prompts, eval_prompts) in zip(configs, prompts, strict=True):
             keep = _Keep()
@@ -52,4 +52,4 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
                 coordinator.sync_weights(0)
                 coordinator.evaluate()
             answers.append(keep.answers)
-    return compare(*answers)
+    return compare(answers[0], answers[1])

@@ -81,7 +81,7 @@ def run(
         )
         state = Coordinator(config, roles, around, state).run()
     finished = state.step == config.num_steps
-    comparison = files.compare() if finished else None
+    comparison = files.compare(state.step) if finished else None
     result = RunResult(directory, state, finished, comparison)
     console.end(comparison)
     return result
@@ -134,7 +134,7 @@ def _start_actors(config: RunConfig, placement: Placement, reward: RewardFn, wei
 
     def place(cls: type, cpus: int, **options: Any) -> Any:  # noqa: ANN401
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=next(bundles))
-        return ray.remote(cls).options(num_cpus=cpus, scheduling_strategy=where, **options)
+        return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
 
     rollout, model = config.rollout, resolve_model(config.model.path)
     # As many slots as versions can be alive: those being generated with, and the one being written.
@@ -170,7 +170,7 @@ def _stop_on_interrupt(console: ConsoleReporter) -> Iterator[Any]:
         signal.signal(signal.SIGINT, previous)
 
 
-def haiku_reward(config: RunConfig) -> RewardFn:
+def haiku_reward(config: RunConfig) -> HaikuReward:
     """The reward that the configuration describes."""
     return HaikuReward(topic_weight=config.reward.topic_weight)
 

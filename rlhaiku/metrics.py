@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rlhaiku.advantages import is_zero_variance
 from rlhaiku.checkpoints import RunState
-from rlhaiku.evaluation import summarize
+from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
 from rlhaiku.types import Completion, GroupKey, Reward, Scored, ScoredGroup, SyncReport, TrainStats
 
 
@@ -81,10 +81,20 @@ class RunFiles:
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """Writes the evaluation's summary and every poem."""
-        path = self._directory / "eval" / f"step-{state.step:06d}.json"
+        path = self._evaluation_file(state.step)
         path.parent.mkdir(exist_ok=True)
-        content = {"summary": summarize(groups).to_dict(), "samples": list(sample_rows(state.step, groups))}
+        content = {"summary": summarize(answers_of(groups)).to_dict(), "samples": list(sample_rows(state.step, groups))}
         path.write_text(json.dumps(content, indent=1))
+
+    def compare(self, last_step: int) -> Comparison:
+        """The evaluation after `last_step` against the one before the first; also writes `eval/summary.json`."""
+        base, trained = (_read_answers(self._evaluation_file(step)) for step in (0, last_step))
+        comparison = compare(base, trained)
+        (self._directory / "eval" / "summary.json").write_text(json.dumps(comparison.to_dict(), indent=1))
+        return comparison
+
+    def _evaluation_file(self, step: int) -> Path:
+        return self._directory / "eval" / f"step-{step:06d}.json"
 
 
 def sample_rows(step: int, groups: Iterable[ScoredGroup]) -> Iterable[dict[str, Any]]:
@@ -115,6 +125,11 @@ def _component_means(rewards: Sequence[Scored]) -> dict[str, float]:
 def _is_flat(rewards: Sequence[Reward]) -> bool:
     totals = [reward.total for reward in rewards if isinstance(reward, Scored)]
     return bool(totals) and is_zero_variance(totals)
+
+
+def _read_answers(path: Path) -> list[Answer]:
+    rows = json.loads(path.read_text())["samples"]
+    return [Answer(row["prompt_id"], row["topic"], row["text"]) for row in rows]
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

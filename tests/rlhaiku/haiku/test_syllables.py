@@ -1,0 +1,151 @@
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhaiku.haiku import syllables
+from rlhaiku.haiku.syllables import count, count_line, estimate, fold, readings, words
+
+steady = settings(derandomize=True, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("don't", 1),
+        ("don’t", 1),
+        ("it's", 1),
+        ("moon's", 1),
+        ("you'll", 1),
+        ("world's", 1),
+        ("autumn's", 2),
+        ("Winter's", 2),
+        ("'tis", 1),
+        ("'quiet'", 2),
+        ("stars'", 1),
+        ("serverless", 3),
+        ("serverless's", 4),
+        ("moonrose's", 3),
+        ("moonpath's", 2),
+        ("well-known", 2),
+        ("moon-silver", 3),
+        ("café", 2),
+        ("naïve", 2),
+        ("NAÏVE", 2),
+        ("hmm", 1),
+        ("html", 4),
+        ("w3", 4),
+        ("7", 2),
+        ("42", 3),
+        ("40", 2),
+        ("5th", 1),
+        ("1984", 4),
+        ("５", 1),
+        ("፩", 1),  # a digit to Unicode, not a decimal one
+        ("猫", 1),
+        ("さくら", 3),
+        ("", 0),
+        ("—", 0),
+        ("🌸", 0),
+    ],
+)
+def test_golden_counts(word, expected):
+    assert count(word) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("fire", (2, 1)), ("Our", (2, 1)), ("cat", (1,)), ("fire-fly", (3, 2)), ("fire-fire", (4, 3, 2))],
+)
+def test_readings_are_distinct_and_in_the_order_of_the_dictionary(word, expected):
+    assert readings(word) == expected
+
+
+def test_many_readings_in_one_compound_stay_few():
+    assert readings("-".join(["fire"] * 200)) == tuple(range(400, 199, -1))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("She’s—the “moon’s” light", ("she's", "the", "moon's", "light")),
+        ("well-known frost...yes", ("well-known", "frost", "yes")),
+        ("the 10th-floor café", ("the", "10th", "floor", "cafe")),
+        ("and/or 'til dawn", ("and", "or", "'til", "dawn")),
+        ("end--then, _so_", ("end", "then", "so")),
+        ("🌸 ... !", ()),
+    ],
+)
+def test_words(line, expected):
+    assert words(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("an old silent pond", 5),
+        ("a frog jumps into the pond", 7),
+        ("splash! Silence again.", 5),
+        ("I don't know the way", 5),
+        ("", 0),
+    ],
+)
+def test_count_line(line, expected):
+    assert count_line(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("moonpetal", 3), ("frostwhale", 2), ("glimmered", 2), ("branchlets", 2), ("gracefully", 3), ("drizzlewick", 3)],
+)
+def test_estimate_follows_spelling(word, expected):
+    assert estimate(word) == expected
+
+
+def test_estimate_is_right_on_words_it_was_not_tuned_on():
+    """Measured 0.9359 on the 12,120 plain words of the held-out tenth of CMUdict (rules tuned on the rest)."""
+    held_out = {
+        word: listed[0]
+        for word, listed in syllables._table().items()
+        if word.isalpha() and hashlib.sha256(word.encode()).digest()[0] % 10 == 0
+    }
+    right = sum(estimate(word) == expected for word, expected in held_out.items())
+    assert len(held_out) > 12_000
+    assert right / len(held_out) > 0.93
+
+
+def test_table_is_complete_and_every_listed_word_is_spoken():
+    table = syllables._table()
+    assert len(table) == 126_052
+    assert min(min(listed) for listed in table.values()) == 1
+    assert all(len(set(listed)) == len(listed) for listed in table.values())
+
+
+@steady
+@given(st.text(max_size=40))
+def test_any_text_can_be_counted(text):
+    spoken = words(text)
+    assert count_line(text) == sum(readings(word)[0] for word in spoken)
+    assert all(min(readings(word)) >= 1 for word in spoken)
+
+
+@steady
+@given(st.text(max_size=40))
+def test_folding_twice_changes_nothing(text):
+    assert fold(fold(text)) == fold(text)
+
+
+@steady
+@given(st.lists(st.sampled_from(["moon", "don't", "fire", "42", "well-known", "café", "qzx"]), max_size=8))
+def test_a_line_is_the_sum_of_its_words(chosen):
+    assert count_line(" ".join(chosen)) == sum(map(count, chosen))
+
+
+def test_importing_the_task_loads_nothing_heavy():
+    heavy = "{'torch', 'datasets', 'transformers', 'pyarrow', 'ray', 'cmudict'}"
+    code = f"import sys, rlhaiku.haiku, rlhaiku.evaluation; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
