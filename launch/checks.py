@@ -1,13 +1,35 @@
 """What must be true before the first actor starts; whatever is not ends as BadInput."""
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
 
+from launch.placement import Placement, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_run(config: RunConfig, directory: Path, resume: bool) -> Placement:
+    """Everything that can be checked without loading torch; makes the run directory and returns the placement."""
+    placement = check_placement(config)
+    resolve_model(config.model.path)
+    data_directory(config.data.path)
+    check_output(directory, resume)
+    return placement
+
+
+def check_placement(config: RunConfig) -> Placement:
+    """Where the actors go on this machine; raises BadInput if they cannot."""
+    check_backends(config)
+    return plan_placement(config, available_cores())
+
+
+def available_cores() -> int:
+    """Cores this process may use; a container or `taskset` may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_backends(config: RunConfig) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from launch.checks import check_run
 from rlhaiku.config import load_config, preset_names, read_config, with_overrides
 from rlhaiku.errors import BadInput, RlhaikuError
 
@@ -31,14 +33,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
 ) -> None:
     """Train a model, and compare it with what it was on held-out topics."""
-    from launch.local import run  # loads ray and torch, which --help need not wait for
-
     if resume:
         output_dir = output_dir or _newest_run()
         config = with_overrides(read_config(output_dir / "config.toml"), overrides or [])
     else:
         config = load_config(preset, overrides or [])
     directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
+    check_run(config, directory, resume)
+    from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
+
     result = run(config, output_dir=directory, resume=resume)
     if not result.finished:
         raise typer.Exit(130)
@@ -75,17 +78,15 @@ def prepare(
 def main() -> None:
     """Runs the command and turns rlhaiku's errors into an exit status and a readable message."""
     try:
-        app(standalone_mode=False)
+        app()
     except BadInput as error:
         _fail(2, str(error))
     except RlhaikuError as error:
         _fail(1, "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
 
 
 def _fail(status: int, message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {message}", highlight=False, markup=True)
+    Console(stderr=True, soft_wrap=True).print(Text("error ", style="red") + message, highlight=False)
     sys.exit(status)
 
 

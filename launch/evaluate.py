@@ -1,13 +1,11 @@
 """Scores a model against its base on the held-out prompts, with the engines and the code of a training run."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from launch.checks import check_backends
+from launch.checks import check_placement
 from launch.local import haiku_reward, load_prompts, start_roles
-from launch.placement import plan_placement
 from launch.ray_runtime import local_ray
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, with_overrides
@@ -37,9 +35,8 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
 
     `base`, `trained`: Hugging Face directories, hub ids, or `bundled`. Raises BadInput, RunFailed.
     """
-    check_backends(config)
     configs = [with_overrides(config, [f"model.path={model}"]) for model in (base, trained)]
-    placement = plan_placement(config, len(os.sched_getaffinity(0)))
+    placement = check_placement(config)
     prompts = [load_prompts(each) for each in configs]
     answers: list[list[Answer]] = []
     with local_ray(placement.total_cpus), TemporaryDirectory() as unused:

@@ -22,13 +22,14 @@ from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.trainers.trainer_group import TrainerGroup
 from actors.waiting import RayEvents, wait_for
 from actors.weight_sync import SharedMemorySync
-from launch.checks import check_backends, check_output, data_directory, resolve_model
+from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
-from launch.placement import Placement, plan_placement
+from launch.placement import Placement
 from launch.ray_runtime import local_ray
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
 from rlhaiku.config import RunConfig, write_config
 from rlhaiku.coordinator import Coordinator, Surroundings
+from rlhaiku.errors import BadInput
 from rlhaiku.evaluation import Comparison
 from rlhaiku.haiku.dataset import load_rows
 from rlhaiku.haiku.reward import HaikuReward
@@ -59,10 +60,8 @@ def run(
     starts, RunFailed when the run cannot go on (its last checkpoint is then intact).
     """
     directory = Path(output_dir)
-    check_backends(config)
-    placement = plan_placement(config, len(os.sched_getaffinity(0)))
+    placement = check_run(config, directory, resume)
     prompts, eval_prompts = load_prompts(config)
-    check_output(directory, resume)
     store = CheckpointStore(directory / "checkpoints", config.output.keep_last)
     checkpoint = store.complete()[-1] if resume else None
     state = read_state(checkpoint) if checkpoint else RunState()
@@ -89,8 +88,11 @@ def run(
 
 def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts and held-out prompts of a configuration, rendered by the model's own tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model.path))
-    data = data_directory(config.data.path)
+    model, data = resolve_model(config.model.path), data_directory(config.data.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise BadInput("model.path must hold a tokenizer that transformers loads", model, str(error)) from None
     prompts = render_prompts(load_rows(data, "train"), tokenizer)
     held_out = render_prompts(load_rows(data, "test"), tokenizer)
     return prompts, choose_eval_prompts(held_out, config.evaluation.num_prompts)

@@ -48,8 +48,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
         yield
     except BaseException as error:
         error.add_note(f"The actors' logs are in {directory}/session_latest/logs.")
-        raise
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
-    finally:
         ray.shutdown()
+        raise
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -226,7 +226,9 @@ def config_from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Reads a `config.toml` that `write_config` wrote."""
+    """Reads a `config.toml` that `write_config` wrote; raises BadInput if there is none."""
+    if not path.is_file():
+        raise BadInput("a run directory holds a config.toml", str(path), "Check the name of the directory.")
     return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
 
 

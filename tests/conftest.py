@@ -1,0 +1,30 @@
+"""Shared by all tests: deterministic property tests, and skips that say what is missing."""
+
+import shutil
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("rlhaiku", derandomize=True, deadline=None)
+settings.load_profile("rlhaiku")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what this machine cannot run, with the reason."""
+    missing = {"gpu": _no_gpu(), "slime": _no_slime(), "netns": None if shutil.which("ip") else "needs iproute2"}
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu():
+    import torch
+
+    return None if torch.cuda.is_available() else "needs an NVIDIA GPU"
+
+
+def _no_slime():
+    from importlib.util import find_spec
+
+    return None if find_spec("slime") and find_spec("megatron") else "needs slime and Megatron"

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from rlhaiku.checkpoints import RunState
+from rlhaiku.metrics import RunFiles, StepReport, step_metrics
+from rlhaiku.types import Scored, SyncReport, TrainStats, Unscored
+from tests.tiny import make_scored
+
+
+def make_report(step=3):
+    groups = (make_scored(0, [1.0, 1.0]), make_scored(1, [Scored(0.5, {"structure": 0.25}), Unscored("judge down")]))
+    stats = TrainStats(step - 1, 0.1, 1.0, 1e-4, 0.0, 0.001, 0.0, 20, 50)
+    sync = SyncReport(step, 1, 400, 0.5)
+    seconds = {"rollout": 2.0, "train": 1}
+    return StepReport(RunState(step, step), groups, {groups[1].key: "1 of 2"}, stats, sync, seconds)
+
+
+def test_metrics_of_a_step():
+    row = step_metrics(make_report())
+    assert row["step"] == row["weight_version"] == 3
+    assert row["reward/mean"] == pytest.approx(2.5 / 3)
+    assert row["reward/structure"] == 0.25
+    assert row["reward/unscored"] == 1
+    assert row["group/zero_variance_share"] == 1.0
+    assert row["group/dropped"] == 1
+    assert row["completion/truncated_share"] == 0.0
+    assert row["rollout/staleness_mean"] == 2
+    tokens = sum(len(c.token_ids) for g in make_report().groups for c in g.group.completions)
+    assert row["rollout/tokens_per_s"] == tokens / 2.0
+    assert row["train/grad_norm"] == 1.0
+    assert row["time/train_s"] == 1
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_files_of_a_run_and_their_resume(tmp_path):
+    files = RunFiles(tmp_path, samples_interval=2)
+    for step in (1, 2, 3, 4):
+        files.step(make_report(step))
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    samples = rows(tmp_path / "samples.jsonl")
+    assert [row["step"] for row in samples] == [2] * 4 + [4] * 4
+    assert samples[2]["components"] == {"structure": 0.25}
+    assert samples[3]["unscored"] == "judge down"
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "cut off by a cra')
+    resumed = RunFiles(tmp_path, samples_interval=2, resumed_step=2)
+    resumed.step(make_report(3))
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert {row["step"] for row in rows(tmp_path / "samples.jsonl")} == {2}
+
+
+def test_comparison_reads_the_files_back(tmp_path):
+    files = RunFiles(tmp_path, samples_interval=2)
+    files.evaluation(RunState(0, 0), [make_scored(0, [0.0, 1.0])])
+    files.evaluation(RunState(8, 8), [make_scored(0, [0.0, 1.0])])
+    comparison = files.compare(last_step=8)
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary == comparison.to_dict()
+    assert summary["base"] == summary["trained"]
+    assert (summary["base"]["prompts"], summary["base"]["completions"]) == (1, 2)
