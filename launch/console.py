@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -27,7 +28,7 @@ class ConsoleReporter:
         self._config, self._directory = config, directory
         self._console = make_console()
         self._started = time.perf_counter()
-        self._steps_seen = 0
+        self._step_seconds: list[float] = []
 
     def header(self, num_prompts: int, num_held_out: int) -> None:
         """Says what will run, and where."""
@@ -46,8 +47,8 @@ class ConsoleReporter:
 
     def step(self, report: StepReport) -> None:
         """One line; poems every `output.poems_interval` steps."""
-        self._steps_seen += 1
         row = step_metrics(report)
+        self._step_seconds.append(sum(report.seconds.values()))
         named = {name: row[f"reward/{name}"] for name in ("structure", "strict", "topic") if f"reward/{name}" in row}
         shares = "".join(f"  {name} {value:.2f}" for name, value in named.items())
         lost = f"  [red]unscored {row['reward/unscored']:.0f}[/]" if row["reward/unscored"] else ""
@@ -65,7 +66,8 @@ class ConsoleReporter:
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """One line."""
         summary = summarize(answers_of(groups))
-        self._console.print(f"[bold cyan]eval[/] after step {state.step}: {describe(summary)}", highlight=False)
+        said = f"[bold cyan]eval[/] after step {state.step}: {describe(summary)}"
+        self._console.print(said, highlight=False, soft_wrap=True)
 
     def stopping(self) -> None:
         """Acknowledges the first Ctrl-C."""
@@ -89,8 +91,7 @@ class ConsoleReporter:
         )
 
     def _eta(self, step: int) -> str:
-        elapsed = time.perf_counter() - self._started
-        left = elapsed / self._steps_seen * (self._config.num_steps - step)
+        left = fmean(self._step_seconds[-10:]) * (self._config.num_steps - step)
         return f"{int(left // 60)}:{int(left % 60):02d}"
 
 
