@@ -1,6 +1,8 @@
 """Shared by all tests: deterministic property tests, and skips that say what is missing."""
 
+import os
 import shutil
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -28,3 +30,22 @@ def _no_slime():
     from importlib.util import find_spec
 
     return None if find_spec("slime") and find_spec("megatron") else "needs slime and Megatron"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One real Ray for all tests that need one: starting it takes longer than they do."""
+    import ray
+
+    from launch.ray_runtime import ENVIRONMENT, OBJECT_STORE_BYTES
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    directory = tempfile.mkdtemp(prefix="rlt-", dir="/tmp")
+    ray.init(
+        num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=OBJECT_STORE_BYTES, _temp_dir=directory,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)

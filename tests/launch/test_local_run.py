@@ -1,10 +1,7 @@
 """Whole runs on real Ray: a tiny model, real actors, real shared memory."""
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 
 import pytest
 import ray
@@ -14,7 +11,6 @@ from transformers import AutoModelForCausalLM
 from launch import checks
 from launch.evaluate import evaluate_pair
 from launch.local import run
-from launch.ray_runtime import ENVIRONMENT
 from rlhaiku.config import config_from_dict, read_config, with_overrides
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.dataset import Row, prepare_rows
@@ -22,22 +18,7 @@ from rlhaiku.types import Unscored
 from tests.tiny import save_tiny_model
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray for all runs of this file: starting it takes longer than a run."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    directory = tempfile.mkdtemp(prefix="rlt-", dir="/tmp")
-    ray.init(
-        num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-        object_store_memory=128 * 1024 * 1024, _temp_dir=directory,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(directory, ignore_errors=True)
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
 
 @pytest.fixture(scope="module")
