@@ -1,24 +1,119 @@
-"""Reward workers as one."""
+"""Reward workers as one: a free worker takes its share of whatever waits, and a dead one is replaced."""
 
-from collections.abc import Sequence
-from itertools import cycle
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from actors.waiting import RayEvents
-from rlhaiku.events import GroupsScored
-from rlhaiku.types import Group
+from actors.reward_worker import RewardWorker, mean_stats
+from actors.waiting import RayEvents, wait_for
+from rlhaiku.errors import ActorDied, WaitTimeout
+from rlhaiku.events import GroupsScored, RoleEvent
+from rlhaiku.types import Group, ScoredGroup
+
+MAX_POEMS = 512
+"""Per call: large enough that the call costs nothing, small enough that several workers share a step."""
+JUDGED_CALLS = 8
+"""At once for a worker that mostly waits for the judge."""
+INLINE_BELOW = 16
+"""Poems; fewer are scored faster in this process than by a Ray call (benchmarks/reward_pool.py)."""
+MAX_DEATHS = 3
+"""Deaths of one worker without an answer in between: what kills it will kill the next one too."""
+STATUS_TIMEOUT_S = 10.0
 
 
 class RewardPool:
-    """The Rewards of a run: each submission goes to the next worker in one call."""
+    """The Rewards of a run."""
 
-    def __init__(self, workers: Sequence[Any], events: RayEvents) -> None:
-        """`workers`: Ray handles of `RewardWorker` actors."""
-        self._workers = cycle(enumerate(workers))
-        self._events = events
+    def __init__(
+        self,
+        spawn: Callable[[int], Any],
+        num_workers: int,
+        events: RayEvents,
+        has_judge: bool = False,
+        inline: RewardWorker | None = None,
+    ) -> None:
+        """`spawn(index)` starts a `RewardWorker` actor and returns its handle.
+
+        Workers with a judge take several calls at once, since they mostly wait. With `inline`, small submissions are
+        scored in this process: a Ray call would take longer.
+        """
+        self._spawn, self._events = spawn, events
+        self.workers = [spawn(index) for index in range(num_workers)]
+        self._has_judge, self._inline = has_judge, inline
+        self._calls_per_worker = JUDGED_CALLS if has_judge else 1
+        self._waiting: deque[Group] = deque()
+        self._in_flight = [0] * num_workers
+        self._deaths = [0] * num_workers
+        events.pause_while(self.is_paused)
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score."""
-        index, worker = next(self._workers)
-        ref = worker.score.remote(groups)
-        self._events.expect(ref, f"reward worker {index}", lambda scored: GroupsScored(tuple(scored)))
+        if self._inline and _num_poems(groups) < INLINE_BELOW:
+            self._events.deliver(GroupsScored(tuple(self._inline.score_now(groups))))
+            return
+        self._waiting.extend(groups)
+        self._dispatch()
+
+    def stats(self) -> dict[str, float]:
+        """The judge's counters over all workers, as `judge/...`; empty without a judge."""
+        if not self._has_judge:
+            return {}
+        asked = [worker.stats.remote() for worker in self.workers]
+        snapshots = wait_for(asked, STATUS_TIMEOUT_S, "the reward workers, asked for their counters")
+        return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
+
+    def is_paused(self) -> bool:
+        """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
+        return self._has_judge and any(self._waits_for_judge(index) for index in range(len(self.workers)))
+
+    def _waits_for_judge(self, index: int) -> bool:
+        who = f"reward worker {index}, asked whether its judge is away"
+        try:
+            return bool(wait_for(self.workers[index].is_paused.remote(), STATUS_TIMEOUT_S, who))
+        except (WaitTimeout, ActorDied):
+            return False  # a worker that cannot even answer is no reason to wait longer
+
+    def _dispatch(self) -> None:
+        while self._waiting and min(self._in_flight) < self._calls_per_worker:
+            idle = sum(count < self._calls_per_worker for count in self._in_flight)
+            share = -(-_num_poems(self._waiting) // idle)
+            self._call(self._in_flight.index(min(self._in_flight)), self._take(min(share, MAX_POEMS)))
+
+    def _take(self, num_poems: int) -> tuple[Group, ...]:
+        """The next waiting groups, at least one, up to a number of poems."""
+        groups = [self._waiting.popleft()]
+        while self._waiting and _num_poems(groups) + len(self._waiting[0].completions) <= num_poems:
+            groups.append(self._waiting.popleft())
+        return tuple(groups)
+
+    def _call(self, index: int, groups: tuple[Group, ...]) -> None:
+        self._in_flight[index] += 1
+        worker = self.workers[index]
+        self._events.expect(
+            worker.score.remote(groups),
+            f"reward worker {index}",
+            then=partial(self._finish, index),
+            on_death=partial(self._replace, index, worker, groups),
+        )
+
+    def _finish(self, index: int, scored: list[ScoredGroup]) -> RoleEvent:
+        self._in_flight[index] -= 1
+        self._deaths[index] = 0
+        self._dispatch()
+        return GroupsScored(tuple(scored))
+
+    def _replace(self, index: int, worker: Any, groups: tuple[Group, ...], death: ActorDied) -> None:  # noqa: ANN401
+        """Puts a dead worker's groups back to the front; starts another unless an earlier call already did."""
+        self._in_flight[index] -= 1
+        self._waiting.extendleft(reversed(groups))
+        if self.workers[index] is worker:
+            self._deaths[index] += 1
+            if self._deaths[index] >= MAX_DEATHS:
+                raise death
+            self.workers[index] = self._spawn(index)
+        self._dispatch()
+
+
+def _num_poems(groups: Sequence[Group] | deque[Group]) -> int:
+    return sum(len(group.completions) for group in groups)

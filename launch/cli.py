@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -50,7 +50,7 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")],
-    base: Annotated[str, typer.Option(help="Model to compare with.")] = "bundled",
+    base: Annotated[str | None, typer.Option(help="Model to compare with; by default what the run began with.")] = None,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
 ) -> None:
@@ -59,7 +59,10 @@ def evaluate(
     from launch.evaluate import evaluate_pair
 
     model = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
-    comparison = evaluate_pair(load_config("laptop", overrides or []), base=base, trained=str(model))
+    of_run = checkpoint.resolve().parents[1] / "config.toml"
+    config = read_config(of_run) if of_run.is_file() else load_config("laptop")
+    config = with_overrides(config, overrides or [])
+    comparison = evaluate_pair(config, base=base or config.model.path, trained=str(model))
     make_console().print(comparison_view(comparison))
     if output:
         output.write_text(json.dumps(comparison.to_dict(), indent=1))
@@ -73,6 +76,21 @@ def prepare(
     from rlhaiku.haiku.dataset import prepare_embedded
 
     Console().print_json(json.dumps(prepare_embedded(output).to_dict()))
+
+
+@app.command()
+def score(
+    file: Annotated[str, typer.Argument(help="A text file, or - for the standard input; `---` separates poems.")] = "-",
+    topic: Annotated[str, typer.Option(help="What the poem should be about.")] = "",
+    mode: Annotated[
+        Literal["default", "seed"], typer.Option(help="seed: the tutorial's score, quirks included.")
+    ] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line.")] = False,
+) -> None:
+    """Show a poem's syllables, what it earns, and why."""
+    from launch.score import print_scores, read_poems, score_poem
+
+    print_scores([score_poem(poem, topic, mode) for poem in read_poems(file)], as_json)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What a person sees of a run: a header, one line per step, poems now and then, before and after at the end."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
 from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
 from rlhaiku.haiku.structure import score_structure
+from rlhaiku.judge import JudgeSettings
 from rlhaiku.metrics import StepReport, step_metrics
 from rlhaiku.types import ScoredGroup
 
@@ -24,8 +26,9 @@ WIDTH = 110
 class ConsoleReporter:
     """Tells a run's story on the terminal."""
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
+    def __init__(self, config: RunConfig, directory: Path, judge: JudgeSettings | None = None) -> None:
         self._config, self._directory = config, directory
+        self._judge = f"{judge.model} at {judge.url}" if judge else "off"
         self._console = make_console()
         self._started = time.perf_counter()
         self._step_seconds: list[float] = []
@@ -39,7 +42,8 @@ class ConsoleReporter:
             f"a step    {rollout.groups_per_step} prompts x {rollout.group_size} completions, "
             f"{self._config.num_steps} steps, staleness <= {rollout.max_staleness}, seed {self._config.seed}\n"
             f"actors    {rollout.num_engines} {rollout.engine} engines x {rollout.threads_per_engine} thread, "
-            f"{trainer.backend} trainer x {trainer.threads} threads, {reward.num_workers} reward worker; judge: off\n"
+            f"{trainer.backend} trainer x {trainer.threads} threads, {reward.num_workers} reward worker\n"
+            f"reward    {', '.join(reward.functions)}; judge: {self._judge}\n"
             f"output    {self._directory}",
             title="rlhaiku", title_align="left", expand=False,
         ))
@@ -75,7 +79,8 @@ class ConsoleReporter:
 
     def end(self, comparison: Comparison | None) -> None:
         """Before and after, and how to go on."""
-        resume = f"rlhaiku train --resume --output-dir {self._directory}"
+        command = "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
+        resume = f"{command} train --resume --output-dir {self._directory}"
         if comparison is None:
             self._console.print(f"interrupted, state saved; go on with\n  [bold]{resume}[/]", highlight=False)
             return
@@ -84,9 +89,9 @@ class ConsoleReporter:
         minutes = (time.perf_counter() - self._started) / 60
         self._console.print(
             f"done in {minutes:.1f} minutes; everything is in [bold]{self._directory}[/]\n"
-            f"  score the model again   [bold]rlhaiku evaluate {newest}[/]\n"
+            f"  score the model again   [bold]{command} evaluate {newest}[/]\n"
             f"  train it further        [bold]{resume} --set num_steps={self._config.num_steps * 2}[/]\n"
-            "  your own model          [bold]rlhaiku train --set model.path=DIRECTORY_OR_HUB_ID[/]",
+            f"  your own model          [bold]{command} train --set model.path=DIRECTORY_OR_HUB_ID[/]",
             highlight=False, soft_wrap=True,
         )
 

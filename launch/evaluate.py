@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from actors.reward_worker import RewardSpec
 from launch.checks import check_placement
-from launch.local import haiku_reward, load_prompts, start_roles
+from launch.local import load_prompts, start_roles
 from launch.ray_runtime import local_ray
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, with_overrides
 from rlhaiku.coordinator import Coordinator, Surroundings
 from rlhaiku.evaluation import Answer, Comparison, answers_of, compare
+from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.metrics import StepReport
 from rlhaiku.prompts import PromptOrder
 from rlhaiku.types import ScoredGroup
@@ -44,7 +46,7 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
             keep = _Keep()
             store = CheckpointStore(Path(unused), each.output.keep_last)
             around = Surroundings(PromptOrder(train_prompts, each.seed), eval_prompts, store, (keep,))
-            with start_roles(each, placement, haiku_reward(each)) as roles:
+            with start_roles(each, placement, RewardSpec(((HaikuReward(), 1.0),))) as roles:
                 coordinator = Coordinator(each, roles, around)
                 coordinator.sync_weights(0)
                 coordinator.evaluate()

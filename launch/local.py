@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers import AutoTokenizer
 
 from actors.engines.torch_engine import EngineSpec, TorchEngine
 from actors.reward_pool import RewardPool
-from actors.reward_worker import RewardFn, RewardWorker
+from actors.reward_worker import RewardFn, RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.trainers.trainer_group import TrainerGroup
@@ -26,6 +26,7 @@ from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
 from launch.placement import Placement
 from launch.ray_runtime import local_ray
+from launch.rewards import reward_spec
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
 from rlhaiku.config import RunConfig, write_config
 from rlhaiku.coordinator import Coordinator, Surroundings
@@ -52,27 +53,34 @@ class RunResult:
 
 
 def run(
-    config: RunConfig, *, reward: RewardFn | None = None, output_dir: str | Path = "runs/local", resume: bool = False
+    config: RunConfig,
+    *,
+    reward: RewardFn | None = None,
+    rubric: object = None,
+    output_dir: str | Path = "runs/local",
+    resume: bool = False,
 ) -> RunResult:
     """Trains with one Ray on this machine, torch engines and a torch trainer.
 
-    `reward(prompt, text)` replaces the haiku reward; it runs in the reward workers. Raises BadInput before any actor
-    starts, RunFailed when the run cannot go on (its last checkpoint is then intact).
+    `reward(prompt, text)` replaces `reward.functions`, `rubric` (a Rubric, its class, or a `build_prompt` function)
+    replaces `judge.rubric`; both are sent to the reward workers by value. Raises BadInput before any actor starts,
+    RunFailed when the run cannot go on (its last checkpoint is then intact).
     """
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)
+    spec = reward_spec(config, reward, rubric, directory)
     prompts, eval_prompts = load_prompts(config)
     store = CheckpointStore(directory / "checkpoints", config.output.keep_last)
     checkpoint = store.complete()[-1] if resume else None
     state = read_state(checkpoint) if checkpoint else RunState()
     write_config(config, directory / "config.toml")
     files = RunFiles(directory, config.output.poems_interval, state.step)
-    console = ConsoleReporter(config, directory)
+    console = ConsoleReporter(config, directory, spec.judge)
     console.header(len(prompts), len(eval_prompts))
     with ExitStack() as stack:
         stack.enter_context(local_ray(placement.total_cpus))
         should_stop = stack.enter_context(_stop_on_interrupt(console))
-        roles = stack.enter_context(start_roles(config, placement, reward or haiku_reward(config)))
+        roles = stack.enter_context(start_roles(config, placement, spec))
         if checkpoint:
             roles.trainer.load(checkpoint)
         around = Surroundings(
@@ -99,58 +107,76 @@ def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
 
 
 @contextmanager
-def start_roles(config: RunConfig, placement: Placement, reward: RewardFn) -> Iterator[Roles]:
+def start_roles(config: RunConfig, placement: Placement, reward: RewardSpec) -> Iterator[Roles]:
     """Starts every actor in one placement group, waits until all answer, ends them with the context."""
     timeout_s = config.cluster.wait_timeout_s
     with tempfile.TemporaryDirectory(prefix="rlhaiku-", dir=_shared_memory()) as shared:
         group = placement_group(placement.bundles, strategy="PACK")
         wait_for(group.ready(), timeout_s, f"Ray, asked for {placement.total_cpus} CPU slots")
-        actors = _start_actors(config, placement, reward, Path(shared) / "weights", group)
+        spawn = _Spawn(config, placement, reward, Path(shared) / "weights", group)
+        engines = [spawn.engine(index) for index in range(config.rollout.num_engines)]
+        trainer = spawn.trainer()
+        events = RayEvents(timeout_s)
+        # Only a reward of ours is known to be quick enough for the coordinator's own process.
+        ours = reward.judge is None and all(isinstance(function, HaikuReward) for function, _ in reward.functions)
+        inline = RewardWorker(reward) if ours else None
+        rewards = RewardPool(spawn.worker, config.reward.num_workers, events, reward.judge is not None, inline)
         try:
-            everybody = [*actors.engines, actors.trainer, *actors.workers]
+            everybody = [*engines, trainer, *rewards.workers]
             wait_for([actor.__ray_ready__.remote() for actor in everybody], timeout_s, "the actors, asked to start")
-            events = RayEvents(timeout_s)
             yield Roles(
-                rollouts=RolloutPool(actors.engines, config.rollout.tile_groups, events),
-                rewards=RewardPool(actors.workers, events),
-                trainer=TrainerGroup(actors.trainer, events, timeout_s),
-                weight_sync=SharedMemorySync(actors.trainer, actors.engines, timeout_s),
+                rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
+                rewards=rewards,
+                trainer=TrainerGroup(trainer, events, timeout_s),
+                weight_sync=SharedMemorySync(trainer, engines, timeout_s),
                 events=events,
             )
         finally:
-            for actor in [*actors.engines, actors.trainer, *actors.workers]:
+            for actor in [*engines, trainer, *rewards.workers]:
                 ray.kill(actor)
             remove_placement_group(group)
 
 
-@dataclass(frozen=True, slots=True)
-class _Actors:
-    engines: list[Any]
-    trainer: Any
-    workers: list[Any]
+class _Spawn:
+    """Applies `ray.remote` to the plain classes, each in its bundle of the placement group, as often as needed."""
 
+    def __init__(
+        self, config: RunConfig, placement: Placement, reward: RewardSpec, weights: Path, group: PlacementGroup
+    ) -> None:
+        self._config, self._placement, self._reward = config, placement, reward
+        self._weights, self._group = weights, group
+        self._model = resolve_model(config.model.path)
+        # As many slots as versions can be alive: those being generated with, and the one being written.
+        self._num_slots = max(2, config.rollout.max_staleness + 1)
 
-def _start_actors(config: RunConfig, placement: Placement, reward: RewardFn, weights: Path, group: Any) -> _Actors:  # noqa: ANN401
-    """Applies `ray.remote` to the plain classes, each in its bundle of the placement group."""
-    bundles = iter(range(len(placement.bundles)))
+    def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
+        rollout = self._config.rollout
+        spec = EngineSpec(
+            self._model,
+            self._weights,
+            self._num_slots,
+            rollout.threads_per_engine,
+            rollout.tile_groups,
+            self._config.seed,
+            rollout.deterministic,
+        )
+        control = {"control": 1}  # a thread in which a weight sync never queues behind generation
+        return self._place(TorchEngine, index, concurrency_groups=control).remote(spec)
 
-    def place(cls: type, cpus: int, **options: Any) -> Any:  # noqa: ANN401
-        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=next(bundles))
+    def trainer(self) -> Any:  # noqa: ANN401
+        config = self._config
+        spec = TrainerSpec(
+            self._model, self._weights, self._num_slots, config.num_steps, config.trainer, config.algorithm
+        )
+        return self._place(TorchTrainer, len(self._placement.engine_cpus)).remote(spec)
+
+    def worker(self, index: int) -> Any:  # noqa: ANN401
+        return self._place(RewardWorker, len(self._placement.engine_cpus) + 1 + index).remote(self._reward)
+
+    def _place(self, cls: type, bundle: int, **options: Any) -> Any:  # noqa: ANN401
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        cpus = self._placement.bundles[bundle]["CPU"]
         return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
-
-    rollout, model = config.rollout, resolve_model(config.model.path)
-    # As many slots as versions can be alive: those being generated with, and the one being written.
-    num_slots = max(2, rollout.max_staleness + 1)
-    engine = EngineSpec(
-        model, weights, num_slots, rollout.threads_per_engine, rollout.tile_groups, config.seed, rollout.deterministic
-    )
-    trainer = TrainerSpec(model, weights, num_slots, config.num_steps, config.trainer, config.algorithm)
-    control = {"control": 1}  # a thread in which a weight sync never queues behind generation
-    return _Actors(
-        engines=[place(TorchEngine, n, concurrency_groups=control).remote(engine) for n in placement.engine_cpus],
-        trainer=place(TorchTrainer, placement.trainer_cpus).remote(trainer),
-        workers=[place(RewardWorker, n).remote(reward) for n in placement.reward_cpus],
-    )
 
 
 @contextmanager
@@ -170,11 +196,6 @@ def _stop_on_interrupt(console: ConsoleReporter) -> Iterator[Any]:
         yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def haiku_reward(config: RunConfig) -> HaikuReward:
-    """The reward that the configuration describes."""
-    return HaikuReward(topic_weight=config.reward.topic_weight)
 
 
 def _shared_memory() -> str | None:

@@ -70,8 +70,35 @@ class RewardConfig(Section):
 
     num_workers: int = Field(default=1, ge=1)
     """Reward worker actors."""
+    functions: dict[str, float] = Field(default={"haiku": 1.0}, min_length=1)
+    """Reward functions and their weights: `haiku`, or `package.module:name` of your own."""
+    mode: Literal["default", "seed"] = "default"
+    """How `haiku` scores structure: the hardened scorer, or the tutorial's with all its quirks."""
     topic_weight: float = Field(default=0.0, ge=0)
-    """Added to the structure score when the poem mentions its topic."""
+    """Added by `haiku` when the poem mentions its topic."""
+    dictionary: Literal["bundled", "nltk"] = "bundled"
+    """Where syllables are looked up; `nltk` needs nltk and its cmudict corpus installed."""
+    gate: Literal["perfect", "soft", "off"] = "perfect"
+    """Which poems the judge sees: those that earn 1, all by the square of what they earn, or all."""
+
+
+class JudgeConfig(Section):
+    """The LLM judge; where it is comes from LLM_JUDGE_URL, LLM_JUDGE_MODEL, LLM_JUDGE_API_KEY, LLM_JUDGE_TIMEOUT."""
+
+    required: bool = False
+    """Without LLM_JUDGE_URL: stop instead of scoring structure only."""
+    rubric: str = ""
+    """`package.module:name` of your own rubric; empty is the default one."""
+    poems_per_request: int = Field(default=8, ge=1)
+    """Most poems of one topic in a request."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Most requests at once, for each reward worker."""
+    requests_per_s: float = Field(default=0.0, ge=0)
+    """Token bucket for each reward worker; 0 is no limit."""
+    give_up_s: float = Field(default=600.0, gt=0)
+    """An outage must last this long before its poems become unscored."""
+    cache: bool = True
+    """Keep judgements in `judge.sqlite` of the run directory, shared by the workers."""
 
 
 class AlgorithmConfig(Section):
@@ -169,6 +196,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    judge: JudgeConfig = JudgeConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -299,4 +327,6 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     # A JSON string is a TOML string but for the one control character that JSON leaves alone.
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -83,8 +83,9 @@ class Coordinator:
         sync = self.sync_weights(self.state.weight_version + 1)
         seconds = {"rollout": rolled_out - started, "train": trained - rolled_out, "sync": sync.seconds}
         self.state = RunState(step + 1, sync.weight_version)
+        report = StepReport(self.state, groups, made.dropped, stats, sync, seconds, self.roles.rewards.stats())
         for reporter in self.around.reporters:
-            reporter.step(StepReport(self.state, groups, made.dropped, stats, sync, seconds))
+            reporter.step(report)
 
     def claim(self, step: int) -> None:
         """Asks for the groups of this step, and of as many later ones as `max_staleness` allows."""

@@ -4,7 +4,8 @@
     ├── BadInput            what the user gave cannot work; exit status 2
     └── RunFailed           the run cannot go on; exit status 1
         ├── WaitTimeout     an actor, a socket or a collective did not answer by its deadline
-        ├── ActorFailed     an actor died or raised
+        ├── ActorFailed     an actor raised something that is not ours
+        │   └── ActorDied   an actor's process is gone
         ├── WeightMismatch  an engine does not hold the weights the trainer sent
         └── BatchEmpty      no group of a step could be trained
 
@@ -37,7 +38,11 @@ class WaitTimeout(RunFailed):
 
 
 class ActorFailed(RunFailed):
-    """An actor died or raised; names the actor and the cause."""
+    """An actor raised something that is not ours; names the actor and the cause."""
+
+
+class ActorDied(ActorFailed):
+    """An actor's process is gone; its work can be given to another."""
 
 
 class WeightMismatch(RunFailed):

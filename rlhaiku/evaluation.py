@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhaiku.haiku.legitimacy import score_legitimacy
+from rlhaiku.haiku.spelling import words
 from rlhaiku.haiku.structure import score_structure, split_lines, strip_template
-from rlhaiku.haiku.syllables import words
 from rlhaiku.haiku.topic import mentions_topic
 from rlhaiku.types import ScoredGroup
 
@@ -44,11 +45,11 @@ class EvalSummary:
     """One evaluation in numbers."""
 
     structure_mean: float
-    """Mean structure score, in [0, 1]."""
+    """Mean structure x legitimacy, in [0, 1]: a text that is not made of language has no structure to speak of."""
     structure_ci: tuple[float, float]
     """95 % bootstrap interval of `structure_mean`, over prompts."""
     strict_575: float
-    """Share of poems that are exactly 5-7-5."""
+    """Share of poems that are exactly 5-7-5, and legitimate."""
     topic_mention: float
     """Share of poems that name their topic."""
     distinct_2: float
@@ -140,17 +141,17 @@ def _prompt_means(answers: Sequence[Answer]) -> dict[str, FloatArray]:
     scores: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for answer in answers:
         structure = score_structure(answer.text)
+        earned = structure.total * score_legitimacy(structure.poem).total
         named = mentions_topic(strip_template(answer.text), answer.topic)
-        scores[answer.prompt_id].append((structure.total, float(structure.strict), float(named)))
+        scores[answer.prompt_id].append((earned, float(earned == 1.0), float(named)))
     return {prompt_id: np.asarray(rows, dtype=np.float64).mean(axis=0) for prompt_id, rows in scores.items()}
 
 
 def _bootstrap(per_prompt: FloatArray) -> tuple[FloatArray, FloatArray]:
     """[M] lower and [M] upper end of the 95 % interval of the mean of `per_prompt` [P, M]."""
-    rng = np.random.default_rng(_SEED)
     count = len(per_prompt)
-    means = np.stack([per_prompt[rng.integers(count, size=count)].mean(axis=0) for _ in range(RESAMPLES)])
-    low, high = np.percentile(means, _PERCENTILES, axis=0)
+    resamples = np.random.default_rng(_SEED).integers(count, size=(RESAMPLES, count))
+    low, high = np.percentile(per_prompt[resamples].mean(axis=1), _PERCENTILES, axis=0)
     return low, high
 
 

@@ -27,6 +27,8 @@ class StepReport:
     sync: SyncReport
     seconds: Mapping[str, float]
     """Wall time by phase: `rollout` (generation and scoring), `train`, `sync`."""
+    rewards: Mapping[str, float]
+    """What the scoring itself counted since the run began, e.g. of the judge."""
 
 
 class Reporter(Protocol):
@@ -59,6 +61,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         "rollout/tokens_per_s": num_tokens / report.seconds["rollout"],
         **{f"train/{key}": value for key, value in asdict(report.stats).items() if key != "step"},
         "sync/num_bytes": report.sync.num_bytes,
+        **report.rewards,
         **{f"time/{phase}_s": seconds for phase, seconds in report.seconds.items()},
     }
 

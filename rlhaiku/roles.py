@@ -4,7 +4,7 @@ Work is submitted and its outcome comes back through one `EventSource`, so overl
 *what is submitted when*, in one synchronous loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,9 @@ class Rewards(Protocol):
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score; returns at once."""
+
+    def stats(self) -> Mapping[str, float]:
+        """What the scoring itself counted so far, e.g. of the judge; by metric name, possibly empty."""
 
 
 class Trainer(Protocol):

@@ -48,6 +48,9 @@ class FakeRewards:
         )
         self.events.queue.append(GroupsScored(scored))
 
+    def stats(self):
+        return {}
+
 
 class FakeTrainer:
     """Remembers its batches; its weights are the number of batches."""

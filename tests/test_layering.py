@@ -15,7 +15,8 @@ BANNED = {
     "launch": {"tests", "benchmarks"},
 }
 HEAVY_HOME = "actors/engines/", "actors/trainers/"
-LIGHT = ["rlhaiku", "rlhaiku.coordinator", "rlhaiku.haiku", "rlhaiku.metrics", "rlhaiku.evaluation", "launch.cli",
+LIGHT = ["rlhaiku", "rlhaiku.coordinator", "rlhaiku.haiku", "rlhaiku.metrics", "rlhaiku.evaluation", "rlhaiku.judge",
+         "launch.cli", "launch.score",
          "actors.reward_worker"]  # fmt: skip
 
 

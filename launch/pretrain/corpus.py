@@ -98,17 +98,17 @@ def _haiku(rng: Random) -> tuple[str, Sequence[int]]:
 
 
 def _free_verse(rng: Random) -> tuple[str, Sequence[int]]:
-    return "Write me some free verse", [rng.randint(2, 10) for _ in range(rng.randint(3, 6))]
+    return "Write me some free verse", [rng.randint(3, 10) for _ in range(rng.randint(3, 6))]
 
 
 def _one_line(rng: Random) -> tuple[str, Sequence[int]]:
-    length = rng.randint(2, 12) if rng.random() > 0.02 else 1
+    length = rng.randint(3, 12) if rng.random() > 0.02 else 1
     noun = "syllable" if length == 1 else "syllables"
     return f"Write a line of {NUMBER_WORDS[length]} {noun}", [length]
 
 
 def _equal_lines(rng: Random) -> tuple[str, Sequence[int]]:
-    count, length = rng.randint(2, 5), rng.randint(2, 10)
+    count, length = rng.randint(2, 5), rng.randint(3, 10)
     return f"Write me {NUMBER_WORDS[count]} lines of {NUMBER_WORDS[length]} syllables", [length] * count
 
 

@@ -18,7 +18,8 @@ _RULES = {
         STATEMENT | HEAD STATEMENT | LOOSE | focus LOOSE | PLACE | focus PLACE | PLACE LOOSE_ING
         ING | adverb ING | when ING | base@h | listen | adverb | when | adjective@s
         adjective@s and adjective@s | so adjective@s | so adjective@s SINGULAR.s | so adjective@s PLURAL.s
-        like LOOSE | like LOOSE_ING | PRONOUN | HEAD PRONOUN | COMMAND | listen SINGULAR.s | listen PLURAL.s
+        like SINGULAR.s | like PLURAL.s | like SINGULAR.s PLACE | like PLURAL.s ing@s | PRONOUN | HEAD PRONOUN
+        COMMAND | listen SINGULAR.s | listen PLURAL.s
         listen LOOSE_ING | QUALITY | HEAD QUALITY | so adverb | past@s TAIL
         adjective@s adjective@s | adverb and adverb | when and adverb | adverb adjective@s
     """,

@@ -17,7 +17,7 @@ MENTION_PROBABILITY = 0.97
 # Words of one syllable are far more common than words of four; index is the length of a word.
 _LENGTH_WEIGHT = (0.0, 1.0, 1.0, 0.7, 0.4, 0.2, 0.2)
 _SYLLABLES_PER_WORD = 1.65
-# Lines that begin in mid-thought ("yet", "once", "look") give a poem its turn; most lines should be plain images.
+# Lines that begin in mid-thought ("yet", "look") give a poem its turn; most lines should be plain images.
 _ABRUPT = ("ADV", "CONJ", "INTJ")
 _ABRUPT_WEIGHT = 0.3
 _COMPANIONS = 3
@@ -78,6 +78,10 @@ def _length_choices(lengths: tuple[tuple[int, ...], ...], total: int) -> tuple[t
     return tuple(choices), tuple(accumulate(weights))
 
 
+def _is_abrupt(template: str) -> bool:
+    return template.startswith(_ABRUPT) or template.endswith("ADV")
+
+
 def _group_shapes(total: int) -> tuple[list[list[Shape]], list[float]]:
     """Shapes that may have `total` syllables, grouped by template, with cumulative weights of the groups.
 
@@ -89,7 +93,7 @@ def _group_shapes(total: int) -> tuple[list[list[Shape]], list[float]]:
             groups[shape.template].append(shape)
     usual = total / _SYLLABLES_PER_WORD
     weights = [
-        exp(-0.5 * abs(len(shapes[0].slots) - usual)) * (_ABRUPT_WEIGHT if template.startswith(_ABRUPT) else 1.0)
+        exp(-0.33 * abs(len(shapes[0].slots) - usual)) * (_ABRUPT_WEIGHT if _is_abrupt(template) else 1.0)
         for template, shapes in groups.items()
     ]
     return list(groups.values()), list(accumulate(weights))

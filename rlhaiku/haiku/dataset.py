@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rlhaiku.errors import BadInput
-from rlhaiku.haiku.syllables import words
+from rlhaiku.haiku.spelling import words
 from rlhaiku.haiku.topic import singular
 
 Split = Literal["train", "test"]

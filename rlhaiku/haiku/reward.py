@@ -1,28 +1,109 @@
 """What a poem earns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from rlhaiku.haiku.structure import score_structure, strip_template
-from rlhaiku.haiku.topic import mentions_topic
+from rlhaiku.haiku.dictionary import DictionaryName, load_dictionary
+from rlhaiku.haiku.legitimacy import PARTS, score_legitimacy
+from rlhaiku.haiku.seed_mode import seed_structure
+from rlhaiku.haiku.structure import score_structure
+from rlhaiku.haiku.topic import mentions_topic, names_topic
 from rlhaiku.types import Prompt, Scored
+
+Mode = Literal["default", "seed"]
+Gate = Literal["perfect", "soft", "off"]
+
+_LOGGED_AS = {name: f"legitimacy/{name}" for name in PARTS}
+
+
+@dataclass(frozen=True, slots=True)
+class PoemScore:
+    """What can be said of a poem without a judge."""
+
+    structure: float
+    """How close it is to 5-7-5, in [0, 1]."""
+    legitimacy: float
+    """Whether it is made of language, in [0, 1]."""
+    topic: float | None
+    """Whether it names its topic, 0 or 1; None if nobody looked."""
+    gate_value: float
+    """How far the gate for the judge's style score is open, in [0, 1]."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What else is known, by the name under which it is logged: `legitimacy/...`, `extra_lines`, `oov_share`."""
+
+    @property
+    def earned(self) -> float:
+        """structure x legitimacy: what the gate and every learning goal look at."""
+        return self.structure * self.legitimacy
+
+    def components(self) -> dict[str, float]:
+        """Everything by name, for metrics and reports."""
+        return {
+            "structure": self.structure,
+            "legitimacy": self.legitimacy,
+            **self.parts,
+            "strict": float(self.earned == 1.0),
+            **({} if self.topic is None else {"topic": self.topic}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class HaikuReward:
     """Scores one completion of one prompt.
 
-    The contract is `total = structure x legitimacy + gate x style`, in [0, 2]. Here are the terms that need no judge:
-    structure, with a legitimacy of 1, and whether the topic is named. The topic is a reported extra term outside the
-    contract: it adds `topic_weight` to the total of a poem that names it, 0 by default.
+    The contract is `total = structure x legitimacy + gate x style`, in [0, 2]; here are the terms that need no judge.
+    The topic is a reported extra term outside the contract: it adds `topic_weight` to the total of a poem that names
+    it. `mode="seed"` is the tutorial's reward: its structure score, and a legitimacy of 1 whatever the text; it looks
+    for the topic only if that has a weight.
     """
 
     topic_weight: float = 0.0
+    mode: Mode = "default"
+    gate: Gate = "perfect"
+    """`perfect` opens for poems that earn 1, `soft` by the square of what they earn, `off` is always open."""
+    dictionary: DictionaryName = "bundled"
 
     def __call__(self, prompt: Prompt, text: str) -> Scored:
-        """Scores `text`, a completion of `prompt`. Components: `structure` in [0, 1], `strict` and `topic` 0 or 1."""
-        structure = score_structure(text)
-        topic = float(mentions_topic(strip_template(text), prompt.topic))
-        return Scored(
-            total=structure.total + self.topic_weight * topic,
-            components={"structure": structure.total, "strict": float(structure.strict), "topic": topic},
+        """Scores `text`, a completion of `prompt`, without a judge."""
+        return self.total(self.score_text(prompt, text))
+
+    def total(self, score: PoemScore, style: float | None = None) -> Scored:
+        """The reward of a score; `style` in [0, 1] is the judge's word, None where nobody asked it.
+
+        The components are those of `PoemScore.components`, and `style` if there is one.
+        """
+        total = score.earned + self.topic_weight * (score.topic or 0.0)
+        if style is None:
+            return Scored(total, score.components())
+        return Scored(total + score.gate_value * style, score.components() | {"style": style})
+
+    def score_text(self, prompt: Prompt, text: str) -> PoemScore:
+        """The terms of the reward that need no judge."""
+        return self._seed(prompt, text) if self.mode == "seed" else self._default(prompt, text)
+
+    def _default(self, prompt: Prompt, text: str) -> PoemScore:
+        structure = score_structure(text, load_dictionary(self.dictionary))
+        legitimacy = score_legitimacy(structure.poem, (prompt.text, prompt.reference))
+        spoken = [word.text for line in structure.lines for word in line.words]
+        parts = {_LOGGED_AS[name]: value for name, value in legitimacy.parts.items()}
+        parts["extra_lines"] = float(structure.extra_lines)
+        parts["oov_share"] = legitimacy.oov_share
+        return PoemScore(
+            structure.total,
+            legitimacy.total,
+            topic=float(names_topic(spoken, prompt.topic)),
+            gate_value=_gate_value(self.gate, structure.total * legitimacy.total),
+            parts=parts,
         )
+
+    def _seed(self, prompt: Prompt, text: str) -> PoemScore:
+        structure = seed_structure(text, load_dictionary(self.dictionary))
+        topic = float(mentions_topic(text, prompt.topic)) if self.topic_weight else None
+        return PoemScore(structure, 1.0, topic, _gate_value(self.gate, structure))
+
+
+def _gate_value(gate: Gate, earned: float) -> float:
+    if gate == "perfect":
+        return float(earned == 1.0)
+    return earned**2 if gate == "soft" else 1.0

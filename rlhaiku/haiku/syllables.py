@@ -1,97 +1,25 @@
-"""How many syllables a word or a line has: CMUdict first, spelling rules for the rest.
+"""How many syllables a word or a line has, by the bundled dictionary.
 
-    line -> words -> readings of each word -> count
+    line -> words -> readings of each word -> totals of the line
 
-A word's *readings* are the different syllable counts it can be spoken with; `fire` has (2, 1). The table is made
-by `launch/build_cmudict.py`.
+A word's *readings* are the different syllable counts it can be spoken with; `fire` has (2, 1). A line's *totals* are
+what its words can add up to, so `the fire of our hour` can have anything from 5 to 8. A set of totals travels as an
+int whose bit n is set when n can be reached: adding a word is a shift.
 """
 
-import gzip
-import re
-import unicodedata
-from collections.abc import Iterable
-from functools import cache
-from importlib import resources
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
-_PLAIN = str.maketrans(
-    {"’": "'", "‘": "'", "ʼ": "'", "＇": "'", "‐": "-", "‑": "-"}
-    | {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
-)
-"""What Unicode normalization leaves as it is, but a dictionary spells otherwise."""
+from rlhaiku.haiku.dictionary import Readings, Word, load_dictionary
+from rlhaiku.haiku.spelling import fold, words
 
-_LETTER = r"[^\W\d_]"
-_WORD = re.compile(rf"\d+(?:(?:st|nd|rd|th)\b)?|'?{_LETTER}+(?:['-]{_LETTER}+)*'?")
-_SIBILANT = re.compile(r"(?:[sxz]|[cs]h|[cgsz]e)$")
-_VOWELS = re.compile(r"[aeiouy]+")
-
-_SILENT = re.compile(
-    r"""
-    (?<=[^aeiouyl])e$                           # stone
-  | (?<=[aeiouyl]l)e$                           # whale; the e of candle sounds
-  | (?<=[qg]u)e$ | (?<=[aeiouy]y)e$             # antique, eye: one sound with the vowel before
-  | (?<=[^aeiouytdl])ed$ | (?<=[aeiouyl]l)ed$   # walked, sailed; not wanted, settled
-  | (?<=[^aeiouyszxcglh])es$                    # stones; not roses, branches
-  | (?<=[aeiouyl]l)es$                          # whales; not candles
-  | (?<=[^aeiouy])e(?=(?:ly|less|ness|ful|fully|ment|man|men)s?$)   # lonely
-  | ^(?:for|som|hom|fir)e(?=[^aeiouylrnd])      # foreground, sometimes
-  | (?<=ic)a(?=lly$)                            # magically
-    """,
-    re.VERBOSE,
-)
-"""Each match is a group of vowel letters, or a part of one, that does not sound."""
-
-_HIATUS = re.compile(
-    r"""
-    (?<![tcsgx])i(?=[aou](?!us$|ns?$))          # violet, dahlia; not nation, precious
-  | (?<![tcsgx])i(?=ans?$)                      # guardian; not magician
-  | (?<=[rdbpvm])i(?=ons?$)                     # scorpion; not onion
-  | (?<=[tc])i(?=at|os?$)                       # appreciate
-  | i(?=er$|ers$|est$|et)                       # happier, quiet
-  | (?<=[aeiouy])y(?=[aiou]|e(?!d?$|s$))        # mayor, player; not played
-  | (?<=[^aeiouy])y(?=ing)                      # drying
-  | (?<=[^qg])u(?=[ao])                         # january
-  | (?<!g)e(?=o(?!u)|as?$)                      # meteor, azalea; not pigeon, gorgeous
-  | (?<=^r)e(?=[ao](?!d))                       # reawaken; not ready
-  | [aou](?=e[rl]s?$)                           # bluer, cruel
-  | (?:[eu]|(?<![aeou])o)(?=ing)                # seeing, going
-  | o(?=ic)                                     # heroic
-  | s(?=ms?$)                                   # prism
-  | ^mc                                         # mcgrath
-    """,
-    re.VERBOSE,
-)
-"""Each match is a place with one more syllable than groups of vowel letters."""
-
-# fmt: off
-_SMALL_NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)
-# fmt: on
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+__all__ = ["count", "count_line", "fold", "line_readings", "reachable", "readings", "spoken_as", "words"]
 
 
-def fold(text: str) -> str:
-    """Lower case, without accents, with straight apostrophes and plain hyphens."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    bare = "".join(char for char in decomposed if not unicodedata.combining(char))
-    return unicodedata.normalize("NFC", bare.casefold()).translate(_PLAIN)
-
-
-def words(line: str) -> tuple[str, ...]:
-    """The folded words of a line, in order: contractions and hyphenated words whole, numbers as digits."""
-    return tuple(_WORD.findall(fold(line)))
-
-
-def readings(word: str) -> tuple[int, ...]:
+def readings(word: str) -> Readings:
     """The distinct syllable counts `word` can be spoken with, the usual one first; (0,) if nothing is spoken."""
-    folded = fold(word)
-    bare = folded.strip("'-")
-    listed = _table().get(folded) or _table().get(bare)
-    if listed:
-        return listed
-    parts = _WORD.findall(bare.replace("-", " "))
-    return _unlisted(parts[0]) if parts == [bare] else _sums(map(readings, parts))
+    return load_dictionary().readings(word)
 
 
 def count(word: str) -> int:
@@ -101,56 +29,37 @@ def count(word: str) -> int:
 
 def count_line(line: str) -> int:
     """Syllables of `line`, each word as it is usually spoken."""
-    return sum(map(count, words(line)))
+    return sum(word.readings[0] for word in load_dictionary().words(line))
 
 
-def estimate(word: str) -> int:
-    """Syllables of a lower-case word by its spelling alone, at least 1.
-
-    Letters of other scripts count one each: right for kana, near for Chinese, and never an unpaid word.
-    """
-    latin = re.sub(r"[^a-z]", "", word)
-    foreign = sum(char.isalpha() for char in word) - len(latin)
-    vowels = len(_VOWELS.findall(latin))
-    if not vowels:  # "html" is spelled out, and "w" is "double u"
-        return max(1, foreign + len(latin) + 2 * latin.count("w"))
-    return foreign + max(1, vowels - len(_SILENT.findall(latin)) + len(_HIATUS.findall(latin)))
+def line_readings(line: str) -> frozenset[int]:
+    """Every total the line can be spoken with."""
+    mask = reachable(load_dictionary().words(line))
+    return frozenset(total for total in range(mask.bit_length()) if mask >> total & 1)
 
 
-def _unlisted(word: str) -> tuple[int, ...]:
-    """Readings of one word, without hyphens, that the table lacks."""
-    if word[0].isdecimal():
-        return _sums(map(readings, _spelled(re.sub(r"\D", "", word))))
-    if word.endswith("'s"):
-        owner = word.removesuffix("'s")
-        return _sums([readings(owner), (int(bool(_SIBILANT.search(owner))),)])
-    return (estimate(word),)
+def reachable(spoken: Sequence[Word]) -> int:
+    """The totals of the words as a bit set: bit n is set when some choice of readings adds up to n."""
+    mask = 1
+    for word in spoken:
+        first, *others = word.readings
+        shifted = mask << first
+        for other in others:
+            shifted |= mask << other
+        mask = shifted
+    return mask
 
 
-def _spelled(digits: str) -> list[str]:
-    """A number below 100 in words; a longer one digit by digit, as years and codes are read."""
-    if len(digits) > 2:
-        return [_SMALL_NUMBERS[int(digit)] for digit in digits]
-    tens, ones = divmod(int(digits), 10)
-    if tens < 2:
-        return [_SMALL_NUMBERS[int(digits)]]
-    return [_TENS[tens - 2], _SMALL_NUMBERS[ones]] if ones else [_TENS[tens - 2]]
-
-
-def _sums(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Readings of words spoken one after the other: all distinct sums, the sum of the first readings first."""
-    totals: tuple[int, ...] = (0,)
-    for part in parts:
-        totals = tuple(dict.fromkeys(total + syllables for total in totals for syllables in part))
-    return totals
-
-
-@cache
-def _table() -> dict[str, tuple[int, ...]]:
-    """CMUdict's words and their readings."""
-    packed = resources.files("rlhaiku.haiku").joinpath("data", "cmudict.txt.gz").read_bytes()
-    table: dict[str, tuple[int, ...]] = {}
-    for line in gzip.decompress(packed).decode().splitlines():
-        counts, *listed = line.split(" ")
-        table.update(dict.fromkeys(listed, tuple(map(int, counts.split(",")))))
-    return table
+def spoken_as(parts: Sequence[Readings], total: int) -> tuple[int, ...]:
+    """One reading of each part so that they add up to `total`, usual ones preferred, or the usual ones if none do."""
+    ends = [1 << total]  # ends[i]: sums of the parts before i from which the rest can still reach the total
+    for part in reversed(parts):
+        ends.append(reduce(or_, [ends[-1] >> reading for reading in part]))
+    ends.reverse()
+    if not ends[0] & 1:
+        return tuple(part[0] for part in parts)
+    chosen: list[int] = []
+    for part, end in zip(parts, ends[1:], strict=True):
+        so_far = sum(chosen)
+        chosen.append(next(reading for reading in part if end >> (so_far + reading) & 1))
+    return tuple(chosen)

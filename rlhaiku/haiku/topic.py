@@ -1,8 +1,10 @@
 """Whether a poem names its topic."""
 
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
-from rlhaiku.haiku.syllables import words
+from rlhaiku.haiku.spelling import words
 
 _FUNCTION_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 _IRREGULAR = {
@@ -21,6 +23,7 @@ _IRREGULAR = {
     "thieves": "thief",
     "wolves": "wolf",
 }
+_CACHED = 1 << 15
 _HISSING_PLURAL = re.compile(r"(?:ss|x|zz|[cs]h)es$")
 _NO_PLURAL = re.compile(r"(?:[sui]s|^.{1,2})$")
 
@@ -31,11 +34,16 @@ def mentions_topic(text: str, topic: str) -> bool:
     Case, accents and the topic's function words (`a`, `the`, `of` ...) do not matter; word boundaries do: `cats` and
     `cat's` mention `cat`, `catalog` does not. A topic without words is never mentioned.
     """
-    wanted = _stems(topic)
-    wanted = wanted - _FUNCTION_WORDS or wanted
-    return bool(wanted) and wanted <= _stems(text)
+    return names_topic(words(text), topic)
 
 
+def names_topic(spoken: Iterable[str], topic: str) -> bool:
+    """`mentions_topic` for a text whose words were found already; `spoken` are folded."""
+    wanted = _wanted(topic)
+    return bool(wanted) and wanted <= _stems(spoken)
+
+
+@lru_cache(maxsize=_CACHED)
 def singular(word: str) -> str:
     """The key under which a word's singular, plural and possessives meet; it need not be a word itself.
 
@@ -53,5 +61,12 @@ def singular(word: str) -> str:
     return owner.removesuffix("s")
 
 
-def _stems(text: str) -> frozenset[str]:
-    return frozenset(singular(part) for word in words(text) for part in word.split("-"))
+@lru_cache(maxsize=_CACHED)
+def _wanted(topic: str) -> frozenset[str]:
+    stems = _stems(words(topic))
+    return stems - _FUNCTION_WORDS or stems
+
+
+def _stems(spoken: Iterable[str]) -> frozenset[str]:
+    parts = [part for word in spoken for part in (word.split("-") if "-" in word else (word,))]
+    return frozenset(map(singular, parts))

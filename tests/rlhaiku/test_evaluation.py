@@ -109,3 +109,9 @@ def test_answers_are_the_texts_of_all_completions():
     scored = make_scored(3, [0.0, 1.0])
     prompt = scored.group.prompt
     assert answers_of([scored]) == [Answer(prompt.prompt_id, prompt.topic, f"poem {i}") for i in range(2)]
+
+
+def test_a_poem_that_is_no_language_is_not_strict():
+    cats = "cat cat cat cat cat\ncat cat cat cat cat cat cat\ncat cat cat cat cat"
+    summary = summarize(group(0, [cats, GOOD]))
+    assert (summary.structure_mean, summary.strict_575) == (0.5, 0.5)

@@ -13,7 +13,8 @@ def make_report(step=3):
     stats = TrainStats(step - 1, 0.1, 1.0, 1e-4, 0.0, 0.001, 0.0, 20, 50)
     sync = SyncReport(step, 1, 400, 0.5)
     seconds = {"rollout": 2.0, "train": 1}
-    return StepReport(RunState(step, step), groups, {groups[1].key: "1 of 2"}, stats, sync, seconds)
+    dropped, counted = {groups[1].key: "1 of 2"}, {"judge/requests": 7}
+    return StepReport(RunState(step, step), groups, dropped, stats, sync, seconds, counted)
 
 
 def test_metrics_of_a_step():
@@ -30,6 +31,7 @@ def test_metrics_of_a_step():
     assert row["rollout/tokens_per_s"] == tokens / 2.0
     assert row["train/grad_norm"] == 1.0
     assert row["time/train_s"] == 1
+    assert row["judge/requests"] == 7
 
 
 def rows(path):

@@ -1,10 +1,18 @@
+import time
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhaiku.haiku.structure import TARGETS, Line, score_structure, split_lines, strip_template
-
-steady = settings(derandomize=True, deadline=None)
+from rlhaiku.haiku.structure import (
+    MAX_LINE_CHARS,
+    TARGETS,
+    TOO_LONG,
+    WRONG_SCRIPT,
+    score_structure,
+    split_lines,
+    strip_template,
+)
 
 POEM = "an old silent pond\na frog jumps into the pond\nsplash! silence again"
 
@@ -26,7 +34,18 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         (f"<think>5-7-5 syllables\nfrog</think>\n\n{POEM}", 1.0, True),
         (f"so, a frog\n</think>\n{POEM}", 1.0, True),
         (POEM + "\nI hope you like it", 0.75, False),
-        ("Title\n" + POEM, 0.0, False),
+        ("Title\n" + POEM, 0.75, False),
+        ("Here is one:\n" + POEM, 0.75, False),
+        ("Here is one:\n\n" + POEM.replace("\n", " / "), 0.75, False),
+        ("Here is one:\n" + POEM.replace("\n", " / "), 0.75, False),
+        ("Sure!\n\nHere is one:\n" + POEM + "\n\nEnjoy", 0.75, False),
+        ("**Pond**\n\n" + POEM.replace("\n", "\n\n"), 0.75, False),
+        ("---\n" + POEM + "\n---", 1.0, True),
+        ("**" + POEM.replace("\n", "**\n**") + "**", 1.0, True),
+        (POEM.replace("pond\na", "pond:\na"), 1.0, True),
+        ("- " + POEM.replace("\n", "\n- "), 1.0, True),
+        (POEM.replace("silent", "silent 猫"), 0.75, False),
+        ("fire in the night\nfire in the cold deep night\nfire in the cold night", 1.0, True),
         (POEM.replace("silence", "calm"), 0.875, False),
         (POEM.replace("an old silent", "old"), 0.75, False),
         ("an old silent pond", 0.25, False),
@@ -41,12 +60,65 @@ def test_golden_scores(text, total, strict):
 
 
 def test_lines_carry_their_counts_and_targets():
-    assert score_structure("an old pond\nfrog\nsplash\n\nmore text").lines == (
-        Line("an old pond", 3, 5),
-        Line("frog", 1, 7),
-        Line("splash", 1, 5),
-        Line("more text", 2, None),
-    )
+    shown = [
+        (line.text, line.syllables, line.fewest, line.most, line.target)
+        for line in score_structure("an old pond\nour fire\nsplash\n\nmore text").lines
+    ]
+    assert shown == [
+        ("an old pond", 3, 3, 3, 5),
+        ("our fire", 4, 2, 4, 7),
+        ("splash", 1, 1, 1, 5),
+        ("more text", 2, 2, 2, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [("an old silent pond 猫", WRONG_SCRIPT), ("cat" + " " * MAX_LINE_CHARS + ".", TOO_LONG), ("a", "")],
+)
+def test_a_line_that_cannot_be_read_has_an_error_and_no_points(line, error):
+    first = score_structure(line + "\nb\nc").lines[0]
+    assert first.error == error
+    assert first.points == 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "syllables"),
+    [("our fire our hour", 5), ("fire fire fire fire fire fire", 6), ("our fire", 4), ("hour", 2)],
+)
+def test_a_line_is_spoken_as_near_to_its_target_as_it_can_be(line, syllables):
+    assert score_structure(line).lines[0].syllables == syllables
+
+
+HOSTILE = {
+    "letters": "a" * 10**6,
+    "words": "a " * 10**6,
+    "fires": "fire " * 10**5,
+    "hyphens": "fire-" * 10**5,
+    "apostrophes": "a'" * 10**5,
+    "digits": "9" * 10**5,
+    "commas": "1,000," * 10**5,
+    "tokens": "<|" * 10**5,
+    "thoughts": "<think>" * 10**5,
+    "ends": "</think>" * 10**5,
+    "ligatures": "ﷺ" * 10**4,
+    "accents": "e\u0301" * 10**4,
+    "colons": ":*" * 10**5,
+    "lines": "a\n" * 10**5,
+    "blocks": "a:\n\n" * 10**5,
+    "camels": "aB" * 10**5,
+    "bold": "**a**" * 10**5,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_line_takes_long(name):
+    text = HOSTILE[name][: 20 * MAX_LINE_CHARS]
+    score_structure(text)
+    started = time.process_time()
+    score_structure(text)
+    assert time.process_time() - started < 0.02
+    score_structure(HOSTILE[name])  # whole: seconds would be noticed
 
 
 @pytest.mark.parametrize(
@@ -57,6 +129,9 @@ def test_lines_carry_their_counts_and_targets():
         ("a / b / c / d", ("a / b / c / d",)),
         ("she and/or the moon\nb/c\nd", ("she and/or the moon", "b/c", "d")),
         ("a / b / c\nd", ("a / b / c", "d")),
+        ("a / b / c\n\nd", ("a", "b", "c", "d")),
+        ("1. a\n2) b\n- c", ("a", "b", "c")),
+        ("a\n***\nb", ("a", "b")),
         ("One. Two. Three.", ("One. Two. Three.",)),
         (" a \r\n\n b\u2028c ", ("a", "b", "c")),
         ("//", ()),
@@ -82,13 +157,13 @@ def test_strip_template(text, expected):
     assert strip_template(text) == expected
 
 
-@steady
 @given(st.lists(verses, min_size=3, max_size=3), st.lists(verses, min_size=1, max_size=4))
-def test_lines_after_a_poem_of_three_never_raise_its_score(poem, more):
-    assert score_structure("\n".join(poem + more)).total < score_structure("\n".join(poem)).total
+def test_what_is_said_besides_the_poem_always_costs_the_quarter(poem, more):
+    for text in ("\n".join(poem + more), "\n".join(more + poem), "Here:\n" + "\n".join(poem)):
+        assert score_structure(text).total <= 0.75
+    assert score_structure("\n".join(poem) + "\n\nEnjoy").total == score_structure("\n".join(poem)).total - 0.25
 
 
-@steady
 @given(st.lists(verses, max_size=8))
 def test_only_exactly_5_7_5_reaches_the_top(poem):
     structure = score_structure("\n".join(poem))
@@ -98,14 +173,12 @@ def test_only_exactly_5_7_5_reaches_the_top(poem):
     assert len(structure.lines) == 3 or structure.total <= 0.75
 
 
-@steady
 @given(st.lists(verses, min_size=3, max_size=3), st.integers(0, 2))
 def test_a_line_nearer_to_its_target_never_lowers_the_score(poem, place):
     exact = [*poem[:place], " ".join(["moon"] * TARGETS[place]), *poem[place + 1 :]]
     assert score_structure("\n".join(exact)).total >= score_structure("\n".join(poem)).total
 
 
-@steady
 @given(prose)
 def test_any_text_scores_in_eighths_between_0_and_1(text):
     structure = score_structure(text)
@@ -113,15 +186,23 @@ def test_any_text_scores_in_eighths_between_0_and_1(text):
     assert all(line.text == line.text.strip() != "" for line in structure.lines)
 
 
-@steady
-@given(prose, st.sampled_from(["<|im_end|>", "<|endoftext|>", "<think>", "<think>syllables\n"]))
-def test_what_the_template_appends_changes_nothing(text, suffix):
+@given(
+    st.one_of(prose, st.text(max_size=60), st.just(POEM)),
+    st.sampled_from(
+        ["<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<pad>", "<end_of_turn>", "[/INST]", "<｜end▁of▁sentence｜>"]
+    ),
+)
+def test_appending_a_template_token_changes_nothing(text, token):
+    assert score_structure(text + token) == score_structure(text)
+
+
+@given(prose, st.sampled_from(["<think>", "<think>syllables\n"]))
+def test_a_thought_that_begins_after_the_poem_changes_nothing(text, thought):
     # A text that ends inside a token or a thought would join the suffix: not what a template appends to.
     text = text.replace("<", "").replace("`", "")
-    assert score_structure(text + suffix) == score_structure(text)
+    assert score_structure(text + thought) == score_structure(text)
 
 
-@steady
 @given(st.lists(st.sampled_from(["a moon", "the pond", "snow"]), min_size=3, max_size=3))
 def test_slashes_in_a_single_line_are_newlines(lines):
     assert score_structure(" / ".join(lines)) == score_structure("\n".join(lines))

@@ -1,15 +1,15 @@
 import hashlib
+import itertools
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhaiku.haiku import syllables
-from rlhaiku.haiku.syllables import count, count_line, estimate, fold, readings, words
-
-steady = settings(derandomize=True, deadline=None)
+from rlhaiku.haiku.dictionary import load_dictionary
+from rlhaiku.haiku.spelling import estimate, fold, words
+from rlhaiku.haiku.syllables import count, count_line, line_readings, readings, spoken_as
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,13 @@ steady = settings(derandomize=True, deadline=None)
         ("42", 3),
         ("40", 2),
         ("5th", 1),
-        ("1984", 4),
+        ("1984", 5),
         ("５", 1),
-        ("፩", 1),  # a digit to Unicode, not a decimal one
-        ("猫", 1),
-        ("さくら", 3),
+        ("፩", 0),  # a digit to Unicode, not a Latin one
+        ("猫", 0),
+        ("さくら", 0),
+        ("GPUs", 3),
+        ("mo\u00adon", 1),
         ("", 0),
         ("—", 0),
         ("🌸", 0),
@@ -77,6 +79,10 @@ def test_many_readings_in_one_compound_stay_few():
         ("and/or 'til dawn", ("and", "or", "'til", "dawn")),
         ("end--then, _so_", ("end", "then", "so")),
         ("🌸 ... !", ()),
+        ("1,000 frogs & 3.5 ponds in 1999.", ("1,000", "frogs", "&", "3.5", "ponds", "in", "1999")),
+        ("the '90s", ("the", "90s")),
+        ("5km", ("5", "km")),
+        ("the 2,5,7 of it", ("the", "2", "5", "7", "of", "it")),
     ],
 )
 def test_words(line, expected):
@@ -106,42 +112,59 @@ def test_estimate_follows_spelling(word, expected):
 
 
 def test_estimate_is_right_on_words_it_was_not_tuned_on():
-    """Measured 0.9359 on the 12,120 plain words of the held-out tenth of CMUdict (rules tuned on the rest)."""
+    """Measured 0.9422 on the 12,120 plain words of the held-out tenth of CMUdict; 0.9359 by first pronunciations."""
     held_out = {
-        word: listed[0]
-        for word, listed in syllables._table().items()
+        word: listed
+        for word, listed in load_dictionary().table.items()
         if word.isalpha() and hashlib.sha256(word.encode()).digest()[0] % 10 == 0
     }
-    right = sum(estimate(word) == expected for word, expected in held_out.items())
+    right = sum(estimate(word) in expected for word, expected in held_out.items())
     assert len(held_out) > 12_000
     assert right / len(held_out) > 0.93
 
 
-def test_table_is_complete_and_every_listed_word_is_spoken():
-    table = syllables._table()
-    assert len(table) == 126_052
-    assert min(min(listed) for listed in table.values()) == 1
-    assert all(len(set(listed)) == len(listed) for listed in table.values())
-
-
-@steady
 @given(st.text(max_size=40))
 def test_any_text_can_be_counted(text):
     spoken = words(text)
-    assert count_line(text) == sum(readings(word)[0] for word in spoken)
-    assert all(min(readings(word)) >= 1 for word in spoken)
+    assert count_line(text) in line_readings(text)
+    assert all(min(readings(word)) >= word.isascii() for word in spoken)
 
 
-@steady
 @given(st.text(max_size=40))
 def test_folding_twice_changes_nothing(text):
     assert fold(fold(text)) == fold(text)
 
 
-@steady
 @given(st.lists(st.sampled_from(["moon", "don't", "fire", "42", "well-known", "café", "qzx"]), max_size=8))
 def test_a_line_is_the_sum_of_its_words(chosen):
     assert count_line(" ".join(chosen)) == sum(map(count, chosen))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("the fire of our hour", {5, 6, 7, 8}),
+        ("in 1999", {6, 10, 11}),
+        ("an old silent pond", {5}),
+        ("", {0}),
+    ],
+)
+def test_line_readings_are_every_total_that_can_be_spoken(line, expected):
+    assert line_readings(line) == expected
+
+
+@given(st.lists(st.sampled_from(["fire", "our", "family", "the", "1984", "cat"]), max_size=6))
+def test_line_readings_are_the_sums_of_all_choices(chosen):
+    sums = {sum(choice) for choice in itertools.product(*map(readings, chosen))}
+    assert line_readings(" ".join(chosen)) == sums
+    for total in sums:
+        spoken = spoken_as([readings(word) for word in chosen], total)
+        assert sum(spoken) == total
+        assert all(syllables in readings(word) for word, syllables in zip(chosen, spoken, strict=True))
+
+
+def test_an_unreachable_total_is_spoken_as_usual():
+    assert spoken_as([(2, 1), (1,)], 9) == (2, 1)
 
 
 def test_importing_the_task_loads_nothing_heavy():

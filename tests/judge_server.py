@@ -1,0 +1,188 @@
+"""A judge on 127.0.0.1: speaks OpenAI chat completions over real HTTP, and misbehaves on command.
+
+Scores depend on the poem's text alone. `python -m tests.judge_server PORT LATENCY_S PER_POEM_S` serves alone.
+"""
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+FENCED = re.compile(r"<<<poem (\w+)>>>\n(.*?)\n<<<end \1>>>", re.DOTALL)
+HANG_S = 3600
+
+
+def points_of(poem, criteria):
+    """Deterministic points, 1 to 5, from the text of a poem."""
+    digest = hashlib.sha256(poem.strip().encode()).digest()
+    return {name: digest[i] % 5 + 1 for i, name in enumerate(criteria)}
+
+
+def number_of(text):
+    """Deterministic number from 1 to 10 for a whole prompt."""
+    return hashlib.sha256(text.encode()).digest()[0] % 10 + 1
+
+
+@dataclass
+class JudgeServer:
+    """Use as `async with JudgeServer() as server`; set the fields at any time.
+
+    Ways to fail: 500, 429, 401, hang, half (a poem left out), prose, garbage (no JSON), wrong (no completion),
+    drip (slower than any patience), reset, cut (finish_reason length), thinking, fenced (fine, in a code fence).
+    """
+
+    latency_s: float = 0.0
+    per_poem_s: float = 0.0
+    always: str = ""
+    """Fails every request so: an outage."""
+    script: deque = field(default_factory=deque)
+    """How the next requests go, "" being well."""
+    chances: dict = field(default_factory=dict)
+    """Probability of each way to fail, drawn from `seed`."""
+    retry_after: str = "1"
+    seed: int = 0
+    port: int = 0
+
+    def __post_init__(self):
+        self.script = deque(self.script)
+        self.bodies, self.headers, self.served = [], [], Counter()
+        self.connections, self.now, self.peak = set(), 0, 0
+        self._rng = random.Random(self.seed)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self):
+        self._closing = asyncio.Event()
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._handle)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._closing.set()
+        await self._runner.cleanup()
+
+    def poems_asked(self):
+        """Every poem in every request so far, in order of arrival."""
+        return [poem for body in self.bodies for _, poem in FENCED.findall(body["messages"][-1]["content"])]
+
+    async def _handle(self, request):
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        self.connections.add(request.transport)
+        self.now += 1
+        self.peak = max(self.peak, self.now)
+        try:
+            way = self._way()
+            self.served[way] += 1
+            if way in ("500", "reset", "429", "401"):
+                return self._refuse(way, request)
+            if way == "hang":
+                await self._wait(HANG_S)
+            prompt = body["messages"][-1]["content"]
+            await self._wait(self.latency_s + self.per_poem_s * max(1, len(FENCED.findall(prompt))))
+            return await self._respond(way, body, prompt, request)
+        finally:
+            self.now -= 1
+
+    def _way(self):
+        if self.always:
+            return self.always
+        if self.script:
+            return self.script.popleft()
+        draw = self._rng.random()
+        for way, chance in self.chances.items():
+            draw -= chance
+            if draw < 0:
+                return way
+        return ""
+
+    def _refuse(self, way, request):
+        if way == "reset":
+            request.transport.abort()
+            return web.Response()
+        said = f"no: {request.headers.get('Authorization', 'no key')}"  # a rude server echoes the key
+        headers = {"Retry-After": self.retry_after} if way == "429" else {}
+        return web.Response(status=int(way), text=said, headers=headers)
+
+    async def _respond(self, way, body, prompt, request):
+        if way == "garbage":
+            return web.Response(text="<html>bad gateway</html>", content_type="text/html")
+        if way == "wrong":
+            return web.json_response({"error": {"message": "overloaded"}})
+        answer = self._answer(body, prompt)
+        if way == "half":
+            answer = json.dumps(dict(list(json.loads(answer).items())[1:]))
+        answer = {
+            "prose": "5-7-5 is respected, 9",
+            "thinking": "<think>\nThe form is 5-7-5, so",
+            "fenced": f"```json\n{answer}\n```",
+        }.get(way, answer)
+        completion = {
+            "choices": [{"message": {"content": answer}, "finish_reason": "length" if way == "cut" else "stop"}],
+            "usage": {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(answer) // 4},
+        }
+        return await self._drip(completion, request) if way == "drip" else web.json_response(completion)
+
+    def _answer(self, body, prompt):
+        if "response_format" not in body:
+            return str(number_of(prompt))
+        schema = body["response_format"]["json_schema"]["schema"]["properties"]
+        poems = FENCED.findall(prompt)
+        return json.dumps({nonce: points_of(poem, schema[nonce]["properties"]) for nonce, poem in poems})
+
+    async def _drip(self, completion, request):
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        for byte in json.dumps(completion).encode():
+            if self._closing.is_set() or request.transport is None:
+                break
+            await response.write(bytes([byte]))
+            await self._wait(0.05)
+        return response
+
+    async def _wait(self, seconds):
+        """Sleeps, but not beyond the end of the server."""
+        if seconds:
+            try:
+                await asyncio.wait_for(self._closing.wait(), seconds)
+            except TimeoutError:
+                return
+
+
+class FastClock:
+    """A clock that runs `speed` times as fast as real time: a second's outage can take ten milliseconds."""
+
+    def __init__(self, speed=100.0):
+        self._speed = speed
+
+    def now(self):
+        return time.monotonic() * self._speed
+
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds / self._speed)
+
+
+async def serve(port, latency_s, per_poem_s):
+    """Serves until the process ends; prints the URL."""
+    async with JudgeServer(port=port, latency_s=latency_s, per_poem_s=per_poem_s) as server:
+        print(server.url, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
