@@ -49,3 +49,31 @@ def cluster():
     yield
     ray.shutdown()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    """A whole run of seconds: four steps of a tiny model on ten one-word topics."""
+    from rlhaiku.config import config_from_dict
+    from rlhaiku.haiku.dataset import Row, prepare_rows
+    from tests.tiny import save_tiny_model
+
+    root = tmp_path_factory.mktemp("inputs")
+    rows = [
+        Row(
+            prompt_id=f"t/{i}", topic=topic, theme="test", reference="", split="test" if i % 3 == 0 else "train",
+            messages=[{"role": "user", "content": topic}],
+        )
+        for i, topic in enumerate(["ash", "bee", "cat", "dog", "elm", "fox", "gnu", "hen", "ivy", "jay"])
+    ]
+    prepare_rows(rows, root / "data", source="test", split_rule="every third")
+    return config_from_dict({
+        "num_steps": 4,
+        "model": {"path": str(save_tiny_model(root / "model"))},
+        "data": {"path": str(root / "data")},
+        "rollout": {"groups_per_step": 6, "group_size": 3, "tile_groups": 2, "max_tokens": 10},
+        "trainer": {"lr": 1e-2, "threads": 1},
+        "evaluation": {"interval": 2, "samples_per_prompt": 2, "max_tokens": 10},
+        "output": {"save_interval": 2, "poems_interval": 1},
+        "cluster": {"wait_timeout_s": 120.0},
+    })

@@ -81,6 +81,27 @@ def test_silence_of_all_names_everybody_outstanding(worker):
         events.next("the scored groups of step 3")
 
 
+def test_the_clock_stops_while_somebody_is_paused(worker):
+    events, asked = RayEvents(timeout_s=0.1), []
+    events.pause_while(lambda: asked.append(1) or len(asked) < 4)
+    events.expect(worker.sleep.remote(30), "the waiting worker", StepTrained)
+    with pytest.raises(WaitTimeout, match="the waiting worker"):
+        events.next("scores")
+    assert len(asked) == 4
+
+
+def test_a_death_is_told_to_whoever_can_replace_the_dead(worker):
+    events, told = RayEvents(timeout_s=30), []
+
+    def on_death(death):
+        told.append(death)
+        events.deliver(StepTrained("by another"))
+
+    events.expect(worker.die.remote(), "a mortal", StepTrained, on_death)
+    assert events.next("a step").stats == "by another"
+    assert "a mortal died" in str(told[0])
+
+
 class Side:
     """A trainer and an engine that may disagree."""
 

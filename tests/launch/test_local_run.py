@@ -11,37 +11,12 @@ from transformers import AutoModelForCausalLM
 from launch import checks
 from launch.evaluate import evaluate_pair
 from launch.local import run
-from rlhaiku.config import config_from_dict, read_config, with_overrides
+from rlhaiku.config import read_config, with_overrides
 from rlhaiku.errors import BadInput
-from rlhaiku.haiku.dataset import Row, prepare_rows
 from rlhaiku.types import Unscored
-from tests.tiny import save_tiny_model
 
 STEPS = 4
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inputs")
-    rows = [
-        Row(
-            prompt_id=f"t/{i}", topic=topic, theme="test", reference="", split="test" if i % 3 == 0 else "train",
-            messages=[{"role": "user", "content": topic}],
-        )
-        for i, topic in enumerate(["ash", "bee", "cat", "dog", "elm", "fox", "gnu", "hen", "ivy", "jay"])
-    ]
-    prepare_rows(rows, root / "data", source="test", split_rule="every third")
-    return config_from_dict({
-        "num_steps": STEPS,
-        "model": {"path": str(save_tiny_model(root / "model"))},
-        "data": {"path": str(root / "data")},
-        "rollout": {"groups_per_step": 6, "group_size": 3, "tile_groups": 2, "max_tokens": 10},
-        "trainer": {"lr": 1e-2, "threads": 1},
-        "evaluation": {"interval": 2, "samples_per_prompt": 2, "max_tokens": 10},
-        "output": {"save_interval": 2, "poems_interval": 1},
-        "cluster": {"wait_timeout_s": 120.0},
-    })
 
 
 def count_vowels(prompt, text):

@@ -1,0 +1,107 @@
+"""The pool over real Ray actors: everything submitted comes back once, whoever dies on the way."""
+
+import os
+import sys
+import time
+from collections import Counter
+
+import pytest
+import ray
+
+from actors.reward_pool import INLINE_BELOW, RewardPool
+from actors.reward_worker import RewardSpec, RewardWorker
+from actors.waiting import RayEvents
+from rlhaiku.errors import ActorDied
+from rlhaiku.types import Scored
+from tests.tiny import make_scored
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def length(prompt, text):
+    return len(text)
+
+
+def slow(prompt, text):
+    time.sleep(0.05)
+    return len(text)
+
+
+def groups(count, size=4):
+    return [make_scored(claim, [0.0] * size).group for claim in range(count)]
+
+
+@pytest.fixture
+def make_pool():
+    pools = []
+
+    def make(reward=length, workers=2, **options):
+        events, started = RayEvents(timeout_s=60), []
+        spec = RewardSpec(((reward, 1.0),))
+
+        def spawn(index):
+            started.append(index)
+            return ray.remote(num_cpus=0)(RewardWorker).remote(spec)
+
+        pools.append(RewardPool(spawn, workers, events, **options))
+        return pools[-1], events, started
+
+    yield make
+    for pool in pools:
+        for worker in pool.workers:
+            ray.kill(worker)
+
+
+def collect(events, count):
+    scored = []
+    while len(scored) < count:
+        scored += events.next("scores").groups
+    return scored
+
+
+def test_everything_comes_back_once(make_pool):
+    pool, events, _ = make_pool(workers=3)
+    for start in range(0, 30, 10):
+        pool.submit(groups(30)[start : start + 10])
+    scored = collect(events, 30)
+    assert Counter(s.key.claim for s in scored) == Counter(range(30))
+    assert all(r == Scored(6.0) for s in scored for r in s.rewards)
+
+
+def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(make_pool):
+    pool, events, started = make_pool(slow, workers=2)
+    pool.submit(groups(20))
+    time.sleep(0.5)
+    ray.kill(pool.workers[0])
+    scored = collect(events, 20)
+    assert Counter(s.key.claim for s in scored) == Counter(range(20))
+    assert sorted(started) == [0, 0, 1]
+
+
+def test_what_kills_every_worker_ends_the_run(make_pool):
+    def deadly(prompt, text):
+        os._exit(1)
+
+    pool, events, started = make_pool(deadly, workers=1)
+    pool.submit(groups(2))
+    with pytest.raises(ActorDied, match="reward worker 0 died"):
+        events.next("scores")
+    assert started == [0, 0, 0]
+
+
+def test_small_submissions_are_scored_in_this_process(make_pool):
+    worker = RewardWorker(RewardSpec(((length, 1.0),)))
+    pool, events, _ = make_pool(inline=worker)
+    pool.submit(groups(1, size=INLINE_BELOW - 1))
+    assert not events._pending
+    assert len(collect(events, 1)[0].rewards) == INLINE_BELOW - 1
+    pool.submit(groups(1, size=INLINE_BELOW))
+    assert events._pending
+    collect(events, 1)
+
+
+def test_without_a_judge_nothing_is_counted_and_nothing_pauses(make_pool):
+    pool, _, _ = make_pool()
+    assert pool.stats() == {}
+    assert not pool.is_paused()

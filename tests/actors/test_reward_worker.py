@@ -1,0 +1,94 @@
+"""What a worker makes of functions, weights and a real judge server."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from actors.reward_worker import RewardSpec, RewardWorker, mean_stats
+from rlhaiku.haiku.reward import HaikuReward
+from rlhaiku.judge import JudgeSettings
+from rlhaiku.types import Group, Scored, Unscored
+from tests.judge_server import JudgeServer
+from tests.tiny import make_scored
+
+GOOD = "an old silent pond\na frog jumps into the pond\nsplash! silence again"
+BAD = "no haiku at all"
+
+
+def group(*texts):
+    scored = make_scored(0, [0.0] * len(texts))
+    completions = tuple(
+        replace(completion, text=text) for completion, text in zip(scored.group.completions, texts, strict=True)
+    )
+    return Group(scored.key, replace(scored.group.prompt, topic="pond"), completions)
+
+
+def judged(server_options, spec_options, *texts, reward=None):
+    """Scores texts with a worker whose judge is a real server; returns rewards, stats and the server."""
+
+    async def go():
+        async with JudgeServer(**server_options) as server:
+            settings = JudgeSettings(url=server.url, nonce_seed="1", **spec_options)
+            worker = RewardWorker(RewardSpec(((reward or HaikuReward(), 1.0),), settings))
+            [scored] = await worker.score([group(*texts)])
+            stats = await worker.stats()
+            await worker._judge.close()
+            return scored.rewards, stats, server
+
+    return asyncio.run(go())
+
+
+def test_functions_are_weighed_and_their_components_kept():
+    functions = ((HaikuReward(), 2.0), (lambda prompt, text: Scored(3.0, {"mine": 3.0}), 0.5))
+    [scored] = RewardWorker(RewardSpec(functions)).score_now([group(GOOD, BAD)])
+    assert scored.rewards[0].total == pytest.approx(2.0 * 1.0 + 0.5 * 3.0)
+    assert {"structure", "legitimacy", "mine"} <= set(scored.rewards[0].components)
+
+
+def test_one_function_that_fails_leaves_the_reward_unknown():
+    def broken(prompt, text):
+        raise KeyError("oh")
+
+    [scored] = RewardWorker(RewardSpec(((HaikuReward(), 1.0), (broken, 0.1)))).score_now([group(GOOD)])
+    assert scored.rewards == (Unscored("KeyError: 'oh'"),)
+
+
+def test_style_is_added_behind_the_gate():
+    rewards, stats, server = judged({}, {}, GOOD, BAD)
+    style = rewards[0].components["style"]
+    assert 0 < style <= 1
+    assert rewards[0].total == pytest.approx(1.0 + style)
+    assert "style" not in rewards[1].components
+    assert rewards[1].total < 1
+    assert server.poems_asked() == [GOOD]
+    assert stats["requests"] == stats["judged"] == 1
+
+
+def test_an_open_gate_shows_every_poem_to_the_judge():
+    rewards, _, server = judged({}, {}, GOOD, BAD, reward=HaikuReward(gate="off"))
+    assert sorted(server.poems_asked()) == sorted([GOOD, BAD])
+    assert all("style" in reward.components for reward in rewards)
+
+
+def test_a_judge_that_stays_away_gives_unscored_never_zero():
+    options = {"give_up_s": 0.2, "probe_interval_s": 0.05, "timeout_s": 0.5}
+    rewards, stats, _ = judged({"always": "500"}, options, GOOD, BAD)
+    assert isinstance(rewards[0], Unscored)
+    assert "judge" in rewards[0].reason
+    assert isinstance(rewards[1], Scored)
+    assert stats["unjudged"] == 1
+
+
+def test_failures_that_pass_leave_no_trace_in_the_rewards():
+    calm, _, _ = judged({}, {}, GOOD)
+    stormy, stats, _ = judged({"script": ["500", "reset", "half", "garbage"]}, {"probe_interval_s": 0.05}, GOOD)
+    assert stormy == calm
+    assert stats["retries"] >= 3
+
+
+def test_counters_of_several_workers():
+    one = {"requests": 2.0, "latency_p50_s": 1.0, "validity": 1.0}
+    other = {"requests": 3.0, "latency_p50_s": 3.0, "validity": 0.5}
+    assert mean_stats([one, {}, other]) == {"requests": 5.0, "latency_p50_s": 2.0, "validity": 0.75}
+    assert mean_stats([{}, {}]) == {}
