@@ -1,10 +1,11 @@
 """Reward workers as one: a free worker takes its share of whatever waits, and a dead one is replaced."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from actors.crew import Crew
 from actors.reward_worker import RewardWorker, mean_stats
 from actors.waiting import RayEvents, wait_for
 from rlhaiku.errors import ActorDied, WaitTimeout
@@ -17,8 +18,6 @@ JUDGED_CALLS = 8
 """At once for a worker that mostly waits for the judge."""
 INLINE_BELOW = 16
 """Poems; fewer are scored faster in this process than by a Ray call (benchmarks/reward_pool.py)."""
-MAX_DEATHS = 3
-"""Deaths of one worker without an answer in between: what kills it will kill the next one too."""
 STATUS_TIMEOUT_S = 10.0
 
 
@@ -26,25 +25,18 @@ class RewardPool:
     """The Rewards of a run."""
 
     def __init__(
-        self,
-        spawn: Callable[[int], Any],
-        num_workers: int,
-        events: RayEvents,
-        has_judge: bool = False,
-        inline: RewardWorker | None = None,
+        self, workers: Crew, events: RayEvents, has_judge: bool = False, inline: RewardWorker | None = None
     ) -> None:
-        """`spawn(index)` starts a `RewardWorker` actor and returns its handle.
+        """`workers`: `RewardWorker` actors.
 
         Workers with a judge take several calls at once, since they mostly wait. With `inline`, small submissions are
         scored in this process: a Ray call would take longer.
         """
-        self._spawn, self._events = spawn, events
-        self.workers = [spawn(index) for index in range(num_workers)]
+        self._workers, self._events = workers, events
         self._has_judge, self._inline = has_judge, inline
         self._calls_per_worker = JUDGED_CALLS if has_judge else 1
         self._waiting: deque[Group] = deque()
-        self._in_flight = [0] * num_workers
-        self._deaths = [0] * num_workers
+        self._in_flight = [0] * len(workers)
         events.pause_while(self.is_paused)
 
     def submit(self, groups: Sequence[Group]) -> None:
@@ -59,18 +51,18 @@ class RewardPool:
         """The judge's counters over all workers, as `judge/...`; empty without a judge."""
         if not self._has_judge:
             return {}
-        asked = [worker.stats.remote() for worker in self.workers]
+        asked = [worker.stats.remote() for worker in self._workers.handles]
         snapshots = wait_for(asked, STATUS_TIMEOUT_S, "the reward workers, asked for their counters")
         return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
 
     def is_paused(self) -> bool:
         """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
-        return self._has_judge and any(self._waits_for_judge(index) for index in range(len(self.workers)))
+        return self._has_judge and any(self._waits_for_judge(place) for place in range(len(self._workers)))
 
-    def _waits_for_judge(self, index: int) -> bool:
-        who = f"reward worker {index}, asked whether its judge is away"
+    def _waits_for_judge(self, place: int) -> bool:
+        who = f"{self._workers.name(place)}, asked whether its judge is away"
         try:
-            return bool(wait_for(self.workers[index].is_paused.remote(), STATUS_TIMEOUT_S, who))
+            return bool(wait_for(self._workers.handles[place].is_paused.remote(), STATUS_TIMEOUT_S, who))
         except (WaitTimeout, ActorDied):
             return False  # a worker that cannot even answer is no reason to wait longer
 
@@ -87,31 +79,26 @@ class RewardPool:
             groups.append(self._waiting.popleft())
         return tuple(groups)
 
-    def _call(self, index: int, groups: tuple[Group, ...]) -> None:
-        self._in_flight[index] += 1
-        worker = self.workers[index]
+    def _call(self, place: int, groups: tuple[Group, ...]) -> None:
+        self._in_flight[place] += 1
+        worker = self._workers.handles[place]
         self._events.expect(
             worker.score.remote(groups),
-            f"reward worker {index}",
-            then=partial(self._finish, index),
-            on_death=partial(self._replace, index, worker, groups),
+            self._workers.name(place),
+            then=partial(self._finish, place),
+            on_death=partial(self._requeue, place, worker, groups),
         )
 
-    def _finish(self, index: int, scored: list[ScoredGroup]) -> RoleEvent:
-        self._in_flight[index] -= 1
-        self._deaths[index] = 0
+    def _finish(self, place: int, scored: list[ScoredGroup]) -> RoleEvent:
+        self._in_flight[place] -= 1
+        self._workers.worked(place)
         self._dispatch()
         return GroupsScored(tuple(scored))
 
-    def _replace(self, index: int, worker: Any, groups: tuple[Group, ...], death: ActorDied) -> None:  # noqa: ANN401
-        """Puts a dead worker's groups back to the front; starts another unless an earlier call already did."""
-        self._in_flight[index] -= 1
+    def _requeue(self, place: int, worker: Any, groups: tuple[Group, ...], death: ActorDied) -> None:  # noqa: ANN401
+        self._in_flight[place] -= 1
         self._waiting.extendleft(reversed(groups))
-        if self.workers[index] is worker:
-            self._deaths[index] += 1
-            if self._deaths[index] >= MAX_DEATHS:
-                raise death
-            self.workers[index] = self._spawn(index)
+        self._workers.replace(place, worker, death)
         self._dispatch()
 
 

@@ -5,21 +5,29 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from actors.crew import Crew
 from actors.waiting import RayEvents
+from rlhaiku.errors import ActorDied
 from rlhaiku.events import GroupsGenerated, RoleEvent
 from rlhaiku.types import Group, GroupRequest
 
 CALLS_IN_FLIGHT = 2
 """Per engine: one being decoded and one waiting, so that an engine never idles for the driver."""
 
+Tile = tuple[GroupRequest, ...]
+
 
 class RolloutPool:
-    """The Rollouts of a run. Which engine takes a tile changes nothing: a tile's draws depend on its requests alone."""
+    """The Rollouts of a run.
 
-    def __init__(self, engines: Sequence[Any], tile_groups: int, events: RayEvents) -> None:
-        """`engines`: Ray handles of actors with `generate(requests) -> list[Group]`."""
+    Which engine takes a tile changes nothing, since a tile's draws depend on its requests alone: a dead engine's tiles
+    are simply drawn again by whoever is free.
+    """
+
+    def __init__(self, engines: Crew, tile_groups: int, events: RayEvents) -> None:
+        """`engines`: actors with `generate(requests) -> list[Group]`."""
         self._engines, self._tile_groups, self._events = engines, tile_groups, events
-        self._tiles: deque[tuple[GroupRequest, ...]] = deque()
+        self._tiles: deque[Tile] = deque()
         self._in_flight = [0] * len(engines)
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
@@ -30,13 +38,24 @@ class RolloutPool:
 
     def _dispatch(self) -> None:
         while self._tiles and min(self._in_flight) < CALLS_IN_FLIGHT:
-            index = self._in_flight.index(min(self._in_flight))
-            tile = self._tiles.popleft()
-            self._in_flight[index] += 1
-            ref = self._engines[index].generate.remote(tile)
-            self._events.expect(ref, f"rollout engine {index}", partial(self._finish, index))
+            place = self._in_flight.index(min(self._in_flight))
+            tile, engine = self._tiles.popleft(), self._engines.handles[place]
+            self._in_flight[place] += 1
+            self._events.expect(
+                engine.generate.remote(tile),
+                self._engines.name(place),
+                then=partial(self._finish, place),
+                on_death=partial(self._requeue, place, engine, tile),
+            )
 
-    def _finish(self, index: int, groups: list[Group]) -> RoleEvent:
-        self._in_flight[index] -= 1
+    def _finish(self, place: int, groups: list[Group]) -> RoleEvent:
+        self._in_flight[place] -= 1
+        self._engines.worked(place)
         self._dispatch()
         return GroupsGenerated(tuple(groups))
+
+    def _requeue(self, place: int, engine: Any, tile: Tile, death: ActorDied) -> None:  # noqa: ANN401  (a Ray handle)
+        self._in_flight[place] -= 1
+        self._tiles.appendleft(tile)
+        self._engines.replace(place, engine, death)
+        self._dispatch()

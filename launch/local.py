@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers import AutoTokenizer
 
+from actors.crew import Crew
 from actors.engines.torch_engine import EngineSpec, TorchEngine
 from actors.reward_pool import RewardPool
 from actors.reward_worker import RewardFn, RewardSpec, RewardWorker
@@ -114,25 +115,25 @@ def start_roles(config: RunConfig, placement: Placement, reward: RewardSpec) -> 
         group = placement_group(placement.bundles, strategy="PACK")
         wait_for(group.ready(), timeout_s, f"Ray, asked for {placement.total_cpus} CPU slots")
         spawn = _Spawn(config, placement, reward, Path(shared) / "weights", group)
-        engines = [spawn.engine(index) for index in range(config.rollout.num_engines)]
+        engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines)
+        workers = Crew("reward worker", spawn.worker, config.reward.num_workers)
         trainer = spawn.trainer()
         events = RayEvents(timeout_s)
         # Only a reward of ours is known to be quick enough for the coordinator's own process.
         ours = reward.judge is None and all(isinstance(function, HaikuReward) for function, _ in reward.functions)
         inline = RewardWorker(reward) if ours else None
-        rewards = RewardPool(spawn.worker, config.reward.num_workers, events, reward.judge is not None, inline)
         try:
-            everybody = [*engines, trainer, *rewards.workers]
+            everybody = [*engines.handles, trainer, *workers.handles]
             wait_for([actor.__ray_ready__.remote() for actor in everybody], timeout_s, "the actors, asked to start")
             yield Roles(
                 rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
-                rewards=rewards,
+                rewards=RewardPool(workers, events, reward.judge is not None, inline),
                 trainer=TrainerGroup(trainer, events, timeout_s),
-                weight_sync=SharedMemorySync(trainer, engines, timeout_s),
+                weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s),
                 events=events,
             )
         finally:
-            for actor in [*engines, trainer, *rewards.workers]:
+            for actor in [*engines.handles, trainer, *workers.handles]:
                 ray.kill(actor)
             remove_placement_group(group)
 
@@ -148,6 +149,7 @@ class _Spawn:
         self._model = resolve_model(config.model.path)
         # As many slots as versions can be alive: those being generated with, and the one being written.
         self._num_slots = max(2, config.rollout.max_staleness + 1)
+        self.published: list[int] = []
 
     def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
         rollout = self._config.rollout
@@ -159,6 +161,7 @@ class _Spawn:
             rollout.tile_groups,
             self._config.seed,
             rollout.deterministic,
+            tuple(self.published[-self._num_slots :]),
         )
         control = {"control": 1}  # a thread in which a weight sync never queues behind generation
         return self._place(TorchEngine, index, concurrency_groups=control).remote(spec)

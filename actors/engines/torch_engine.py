@@ -27,6 +27,8 @@ class EngineSpec:
     """A tile is never smaller than this; a short one is padded."""
     seed: int
     deterministic: bool
+    published: tuple[int, ...] = ()
+    """Weight versions already in shared memory: those an engine that replaces another can read at once."""
 
 
 class TorchEngine:
@@ -43,6 +45,8 @@ class TorchEngine:
             self._model, end if isinstance(end, list) else [end], spec.seed, spec.deterministic
         )
         self._received: set[int] = set()
+        for weight_version in spec.published:
+            self.receive_weights(weight_version)
         self._loaded = -1
 
     def receive_weights(self, weight_version: int) -> int:

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import ray
 
+from actors.crew import Crew
 from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.waiting import RayEvents
@@ -34,7 +35,7 @@ def groups(count, size=4):
 
 @pytest.fixture
 def make_pool():
-    pools = []
+    crews = []
 
     def make(reward=length, workers=2, **options):
         events, started = RayEvents(timeout_s=60), []
@@ -44,12 +45,13 @@ def make_pool():
             started.append(index)
             return ray.remote(num_cpus=0)(RewardWorker).remote(spec)
 
-        pools.append(RewardPool(spawn, workers, events, **options))
-        return pools[-1], events, started
+        crew = Crew("reward worker", spawn, workers)
+        crews.append(crew)
+        return RewardPool(crew, events, **options), events, started
 
     yield make
-    for pool in pools:
-        for worker in pool.workers:
+    for crew in crews:
+        for worker in crew.handles:
             ray.kill(worker)
 
 
@@ -73,7 +75,7 @@ def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(make_pool):
     pool, events, started = make_pool(slow, workers=2)
     pool.submit(groups(20))
     time.sleep(0.5)
-    ray.kill(pool.workers[0])
+    ray.kill(pool._workers.handles[0])
     scored = collect(events, 20)
     assert Counter(s.key.claim for s in scored) == Counter(range(20))
     assert sorted(started) == [0, 0, 1]

@@ -6,6 +6,7 @@ import time
 import pytest
 import ray
 
+from actors.crew import Crew
 from actors.waiting import RayEvents, wait_for
 from actors.weight_sync import SentWeights, SharedMemorySync
 from rlhaiku.errors import ActorFailed, BatchEmpty, WaitTimeout, WeightMismatch
@@ -117,10 +118,17 @@ class Side:
 
 def test_a_sync_is_verified_on_every_engine():
     remote = ray.remote(num_cpus=0, concurrency_groups={"control": 1})(Side)
-    trainer, good, bad = remote.remote(7), remote.remote(7), remote.remote(8)
-    report = SharedMemorySync(trainer, [good, good], 30).publish(4)
+    trainer = remote.remote(7)
+    good = Crew("engine", lambda place: remote.remote(7), 2)
+    mixed = Crew("engine", lambda place: remote.remote(7 + place), 2)
+    published = []
+    report = SharedMemorySync(trainer, good, published, 30).publish(4)
     assert (report.weight_version, report.checksum, report.num_bytes) == (4, 7, 100)
+    assert published == [4]
     with pytest.raises(WeightMismatch, match="engine 1 must hold the trainer's version 5"):
-        SharedMemorySync(trainer, [good, bad], 30).publish(5)
-    for actor in (trainer, good, bad):
+        SharedMemorySync(trainer, mixed, published, 30).publish(5)
+    ray.kill(good.handles[1])
+    assert SharedMemorySync(trainer, good, published, 30).publish(6).checksum == 7
+    assert good.replaced == 1
+    for actor in (trainer, *good.handles, *mixed.handles):
         ray.kill(actor)

@@ -8,6 +8,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from actors.rollout_pool import RolloutPool
 from launch import checks
 from launch.evaluate import evaluate_pair
 from launch.local import run
@@ -127,3 +128,19 @@ def test_a_checkpoint_is_scored_against_its_base(reference_run, config):
 def test_a_finished_run_is_not_overwritten(reference_run, config):
     with pytest.raises(BadInput, match="must not hold another run"):
         run(config, output_dir=reference_run)
+
+
+def test_an_engine_killed_in_the_middle_changes_nothing(reference_run, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "available_cores", lambda: 3)
+    killed = []
+
+    def kill_one(self, requests, submit=RolloutPool.submit):
+        submit(self, requests)
+        if requests[0].key.claim == 6 and not requests[0].key.is_eval:
+            killed.append(self._engines.handles[0])
+            ray.kill(killed[0])
+
+    monkeypatch.setattr(RolloutPool, "submit", kill_one)
+    run(with_overrides(config, ["rollout.num_engines=2"]), reward=count_vowels, output_dir=tmp_path / "run")
+    assert killed
+    assert_same_run(reference_run, tmp_path / "run")

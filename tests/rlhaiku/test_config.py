@@ -35,6 +35,7 @@ def test_presets():
     assert (seed.rollout.groups_per_step, seed.rollout.group_size, seed.rollout.max_tokens) == (8, 2, 8192)
     assert (seed.evaluation.num_prompts, seed.evaluation.samples_per_prompt, seed.evaluation.interval) == (1000, 8, 20)
     assert (seed.num_steps, seed.trainer.lr, seed.output.save_interval) == (50, 1e-6, 10)
+    assert seed.reward.mode == "seed"
 
 
 @pytest.mark.parametrize("preset", preset_names())
