@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from launch.checks import check_run
-from rlhaiku.config import load_config, preset_names, read_config, with_overrides
+from rlhaiku.config import describe_settings, load_config, preset_names, read_config, with_overrides
 from rlhaiku.errors import BadInput, RlhaikuError
 
 app = typer.Typer(
@@ -20,7 +22,8 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. rollout.group_size=8.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, see `rlhaiku settings`; may be repeated."),
 ]
 RUNS = Path("runs")
 
@@ -91,6 +94,20 @@ def score(
     from launch.score import print_scores, read_poems, score_poem
 
     print_scores([score_poem(poem, topic, mode) for poem in read_poems(file)], as_json)
+
+
+@app.command()
+def settings(
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(preset_names())}.")] = "laptop",
+    overrides: Overrides = None,
+) -> None:
+    """List every setting that --set can change, with its value and meaning."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("setting", "value", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for row in describe_settings(load_config(preset, overrides or [])):
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def main() -> None:

@@ -132,8 +132,11 @@ class TrainerConfig(Section):
     lr_warmup_steps: int = Field(default=0, ge=0)
     """Train steps of linear warm-up."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the gradient's mean."""
     adam_beta2: float = Field(default=0.98, ge=0, lt=1)
+    """Decay of the gradient's square."""
     adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the gradient's square."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled, on matrices only."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -280,6 +283,16 @@ def field_names() -> list[str]:
         else:
             names.append(name)
     return names
+
+
+def describe_settings(config: RunConfig) -> list[tuple[str, str, str]]:
+    """(key, value as TOML, what it means) of every setting, in declaration order."""
+    rows = []
+    for key in field_names():
+        *sections, leaf = key.split(".")
+        owner: Section = getattr(config, sections[0]) if sections else config
+        rows.append((key, _toml(getattr(owner, leaf)), type(owner).model_fields[leaf].description or ""))
+    return rows
 
 
 def _presets() -> Any:  # noqa: ANN401  (importlib's Traversable has no stable import path on 3.11 and 3.12)

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhaiku.config import config_from_dict, field_names, load_config, preset_names, read_config, write_config
+from rlhaiku.config import (
+    config_from_dict,
+    describe_settings,
+    field_names,
+    load_config,
+    preset_names,
+    read_config,
+    write_config,
+)
 from rlhaiku.errors import BadInput
 
 FROZEN = """
@@ -86,3 +94,10 @@ def test_unknown_key_in_a_file_names_the_nearest():
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(BadInput, match="Did you mean 'laptop'"):
         load_config("labtop")
+
+
+def test_every_setting_says_what_it_means():
+    rows = describe_settings(load_config("laptop"))
+    assert [key for key, _, _ in rows] == FROZEN
+    assert not [key for key, _, meaning in rows if not meaning]
+    assert {key: value for key, value, _ in rows}["reward.functions"] == '{ "haiku" = 1.0 }'
