@@ -82,7 +82,8 @@ class ConsoleReporter:
         command = "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
         resume = f"{command} train --resume --output-dir {self._directory}"
         if comparison is None:
-            self._console.print(f"interrupted, state saved; go on with\n  [bold]{resume}[/]", highlight=False)
+            said = f"interrupted, state saved; go on with\n  [bold]{resume}[/]"
+            self._console.print(said, highlight=False, soft_wrap=True)
             return
         self._console.print(comparison_view(comparison))
         newest = sorted(self._directory.glob("checkpoints/step-*"))[-1]

@@ -3,7 +3,8 @@
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def run(
     console.header(len(prompts), len(eval_prompts))
     with ExitStack() as stack:
         stack.enter_context(local_ray(placement.total_cpus))
-        should_stop = stack.enter_context(_stop_on_interrupt(console))
+        should_stop = stack.enter_context(_stop_on_signal(console))
         roles = stack.enter_context(start_roles(config, placement, spec))
         if checkpoint:
             roles.trainer.load(checkpoint)
@@ -183,22 +184,26 @@ class _Spawn:
 
 
 @contextmanager
-def _stop_on_interrupt(console: ConsoleReporter) -> Iterator[Any]:
-    """Ctrl-C once: finish the step, save, end. Twice: end now."""
-    interrupted = False
+def _stop_on_signal(console: ConsoleReporter) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM once: finish the step, save, end. Twice: end now."""
+    asked = False
 
-    def on_interrupt(signum: int, frame: object) -> None:
-        nonlocal interrupted
-        if interrupted:
+    def on_signal(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        interrupted = True
+        asked = True
         console.stopping()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can be told by a signal
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: interrupted
+        yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _shared_memory() -> str | None:
