@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Where pip finds torch. On Linux the default index serves a CUDA build of several GB; PyTorch's own CPU index is enough.
 TORCH_INDEX ?=
 
-.PHONY: train test lint clean
+.PHONY: train test lint bench clean
 .DEFAULT_GOAL := train
 
 train: .venv/installed
@@ -23,6 +23,10 @@ lint: .venv/installed
 	.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[local,dev]'
 	@touch $@
+
+bench: .venv/installed
+	.venv/bin/python -m benchmarks.reward_pool
+	.venv/bin/python -m benchmarks.judge_client
 
 clean:
 	rm -rf .venv build *.egg-info

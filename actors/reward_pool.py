@@ -3,20 +3,21 @@
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from actors.crew import Crew
-from actors.reward_worker import RewardWorker, mean_stats
+from actors.reward_worker import RewardTable, RewardWorker, mean_stats
 from actors.waiting import RayEvents, wait_for
 from rlhaiku.errors import ActorDied, WaitTimeout
 from rlhaiku.events import GroupsScored, RoleEvent
-from rlhaiku.types import Group, ScoredGroup
+from rlhaiku.types import Group, Reward, ScoredGroup
 
 MAX_POEMS = 512
 """Per call: large enough that the call costs nothing, small enough that several workers share a step."""
 JUDGED_CALLS = 8
 """At once for a worker that mostly waits for the judge."""
-INLINE_BELOW = 16
+INLINE_BELOW = 256
 """Poems; fewer are scored faster in this process than by a Ray call (benchmarks/reward_pool.py)."""
 STATUS_TIMEOUT_S = 10.0
 
@@ -42,7 +43,8 @@ class RewardPool:
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score."""
         if self._inline and _num_poems(groups) < INLINE_BELOW:
-            self._events.deliver(GroupsScored(tuple(self._inline.score_now(groups))))
+            poems = [(group.prompt, completion.text) for group in groups for completion in group.completions]
+            self._events.deliver(_scored(groups, self._inline.rewards_now(poems)))
             return
         self._waiting.extend(groups)
         self._dispatch()
@@ -83,17 +85,17 @@ class RewardPool:
         self._in_flight[place] += 1
         worker = self._workers.handles[place]
         self._events.expect(
-            worker.score.remote(groups),
+            worker.score.remote([(group.prompt, tuple([c.text for c in group.completions])) for group in groups]),
             self._workers.name(place),
-            then=partial(self._finish, place),
+            then=partial(self._finish, place, groups),
             on_death=partial(self._requeue, place, worker, groups),
         )
 
-    def _finish(self, place: int, scored: list[ScoredGroup]) -> RoleEvent:
+    def _finish(self, place: int, groups: tuple[Group, ...], table: RewardTable) -> RoleEvent:
         self._in_flight[place] -= 1
         self._workers.worked(place)
         self._dispatch()
-        return GroupsScored(tuple(scored))
+        return _scored(groups, table.rewards())
 
     def _requeue(self, place: int, worker: Any, groups: tuple[Group, ...], death: ActorDied) -> None:  # noqa: ANN401
         self._in_flight[place] -= 1
@@ -104,3 +106,9 @@ class RewardPool:
 
 def _num_poems(groups: Sequence[Group] | deque[Group]) -> int:
     return sum(len(group.completions) for group in groups)
+
+
+def _scored(groups: Sequence[Group], rewards: Sequence[Reward]) -> GroupsScored:
+    """Groups with their rewards, which come in one row for all."""
+    left = iter(rewards)
+    return GroupsScored(tuple([ScoredGroup(group, tuple(islice(left, len(group.completions)))) for group in groups]))

@@ -4,16 +4,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import fsum
+from typing import Self
 
 from rlhaiku.haiku.reward import HaikuReward, PoemScore
 from rlhaiku.haiku.structure import strip_template
 from rlhaiku.judge import JudgeClient, Judged, Judgement, JudgeSettings, PoemToJudge, Rubric
-from rlhaiku.types import Group, Prompt, Reward, Scored, ScoredGroup, Unscored
+from rlhaiku.types import Prompt, Reward, Scored, Unscored
 
 RewardFn = Callable[[Prompt, str], float | Reward]
 """Scores one completion's text; a bare number is the total."""
 
 Poem = tuple[Prompt, str]
+PromptedTexts = tuple[Prompt, tuple[str, ...]]
+"""A prompt and the texts of its completions: all a reward may look at, so all that is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +31,68 @@ class RewardSpec:
     """How the judge is asked; None is the default rubric."""
 
 
+@dataclass(frozen=True, slots=True)
+class RewardTable:
+    """Rewards on their way from a worker to the pool, by column: a tenth of the bytes and time of as many `Scored`."""
+
+    totals: list[float]
+    names: tuple[str, ...]
+    """Components that occur, in order."""
+    rows: list[tuple[float | None, ...]]
+    """Per reward its components, parallel to `names`; None where it has none of that name."""
+    reasons: dict[int, str]
+    """Rewards that are unscored, by index."""
+
+    @classmethod
+    def of(cls, rewards: Sequence[Reward]) -> Self:
+        """Packs rewards."""
+        scored = [reward if isinstance(reward, Scored) else _NOTHING for reward in rewards]
+        names = tuple(dict.fromkeys(name for reward in scored for name in reward.components))
+        return cls(
+            [reward.total for reward in scored],
+            names,
+            [tuple([reward.components.get(name) for name in names]) for reward in scored],
+            {i: reward.reason for i, reward in enumerate(rewards) if isinstance(reward, Unscored)},
+        )
+
+    def rewards(self) -> list[Reward]:
+        """Unpacks them."""
+        unpacked: list[Reward] = [
+            Scored(total, {name: value for name, value in zip(self.names, row, strict=True) if value is not None})
+            for total, row in zip(self.totals, self.rows, strict=True)
+        ]
+        for i, reason in self.reasons.items():
+            unpacked[i] = Unscored(reason)
+        return unpacked
+
+
+_NOTHING = Scored(0.0)
+
+
 class RewardWorker:
-    """Applies reward functions to whole groups, and asks the judge about poems whose gate is open."""
+    """Applies reward functions to poems, and asks the judge about those whose gate is open."""
 
     def __init__(self, spec: RewardSpec) -> None:
         self._spec = spec
         self._judge: JudgeClient | None = None
 
-    async def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Every group with one reward per completion; what raised or was not judged is `Unscored`, never 0."""
-        poems = _poems(groups)
+    async def score(self, poems: Sequence[PromptedTexts]) -> RewardTable:
+        """One reward per text, in order; what raised or was not judged is `Unscored`, never 0."""
+        return RewardTable.of(await self.rewards([(prompt, text) for prompt, texts in poems for text in texts]))
+
+    async def rewards(self, poems: Sequence[Poem]) -> list[Reward]:
+        """The reward of each poem."""
         columns = []
         for function, _ in self._spec.functions:
             if self._spec.judge and isinstance(function, HaikuReward):
                 columns.append(await self._score_with_style(function, poems))
             else:
                 columns.append([_score_one(function, poem) for poem in poems])
-        return self._regroup(groups, columns)
+        return self._combined(columns)
 
-    def score_now(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+    def rewards_now(self, poems: Sequence[Poem]) -> list[Reward]:
         """The same without a judge, in the calling process."""
-        poems = _poems(groups)
-        return self._regroup(groups, [[_score_one(f, poem) for poem in poems] for f, _ in self._spec.functions])
+        return self._combined([[_score_one(function, poem) for poem in poems] for function, _ in self._spec.functions])
 
     async def is_paused(self) -> bool:
         """Whether the judge is away, so that poems wait for it."""
@@ -76,14 +119,11 @@ class RewardWorker:
             self._judge = JudgeClient(replace(self._spec.judge, api_key=key), self._spec.rubric)
         return self._judge
 
-    def _regroup(self, groups: Sequence[Group], columns: Sequence[Sequence[Reward]]) -> list[ScoredGroup]:
+    def _combined(self, columns: Sequence[Sequence[Reward]]) -> list[Reward]:
         weights = [weight for _, weight in self._spec.functions]
-        rewards = iter([_combine(row, weights) for row in zip(*columns, strict=True)])
-        return [ScoredGroup(group, tuple(next(rewards) for _ in group.completions)) for group in groups]
-
-
-def _poems(groups: Sequence[Group]) -> list[Poem]:
-    return [(group.prompt, completion.text) for group in groups for completion in group.completions]
+        if weights == [1.0]:
+            return list(columns[0])
+        return [_combine(row, weights) for row in zip(*columns, strict=True)]
 
 
 def _score_one(function: RewardFn, poem: Poem) -> Reward:

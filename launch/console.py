@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actors.reward_pool import INLINE_BELOW
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
 from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
@@ -33,9 +34,10 @@ class ConsoleReporter:
         self._started = time.perf_counter()
         self._step_seconds: list[float] = []
 
-    def header(self, num_prompts: int, num_held_out: int) -> None:
+    def header(self, num_prompts: int, num_held_out: int, scores_inline: bool) -> None:
         """Says what will run, and where."""
         rollout, trainer, reward = self._config.rollout, self._config.trainer, self._config.reward
+        inline = f"; up to {INLINE_BELOW - 1} poems at once are scored in the driver" if scores_inline else ""
         self._console.print(Panel(
             f"model     {self._config.model.path}\n"
             f"prompts   {num_prompts} to train on, {num_held_out} held out\n"
@@ -43,7 +45,7 @@ class ConsoleReporter:
             f"{self._config.num_steps} steps, staleness <= {rollout.max_staleness}, seed {self._config.seed}\n"
             f"actors    {rollout.num_engines} {rollout.engine} engines x {rollout.threads_per_engine} thread, "
             f"{trainer.backend} trainer x {trainer.threads} threads, {reward.num_workers} reward worker\n"
-            f"reward    {', '.join(reward.functions)}; judge: {self._judge}\n"
+            f"reward    {', '.join(reward.functions)}; judge: {self._judge}{inline}\n"
             f"output    {self._directory}",
             title="rlhaiku", title_align="left", expand=False,
         ))

@@ -28,14 +28,13 @@ from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
 from launch.placement import Placement
 from launch.ray_runtime import local_ray
-from launch.rewards import reward_spec
+from launch.rewards import may_score_inline, reward_spec
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
 from rlhaiku.config import RunConfig, write_config
 from rlhaiku.coordinator import Coordinator, Surroundings
 from rlhaiku.errors import BadInput
 from rlhaiku.evaluation import Comparison
 from rlhaiku.haiku.dataset import load_rows
-from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.metrics import RunFiles
 from rlhaiku.prompts import PromptOrder, choose_eval_prompts, render_prompts
 from rlhaiku.roles import Roles
@@ -78,7 +77,7 @@ def run(
     write_config(config, directory / "config.toml")
     files = RunFiles(directory, config.output.poems_interval, state.step)
     console = ConsoleReporter(config, directory, spec.judge)
-    console.header(len(prompts), len(eval_prompts))
+    console.header(len(prompts), len(eval_prompts), may_score_inline(spec))
     with ExitStack() as stack:
         stack.enter_context(local_ray(placement.total_cpus))
         should_stop = stack.enter_context(_stop_on_signal(console))
@@ -120,9 +119,7 @@ def start_roles(config: RunConfig, placement: Placement, reward: RewardSpec) -> 
         workers = Crew("reward worker", spawn.worker, config.reward.num_workers)
         trainer = spawn.trainer()
         events = RayEvents(timeout_s)
-        # Only a reward of ours is known to be quick enough for the coordinator's own process.
-        ours = reward.judge is None and all(isinstance(function, HaikuReward) for function, _ in reward.functions)
-        inline = RewardWorker(reward) if ours else None
+        inline = RewardWorker(reward) if may_score_inline(reward) else None
         try:
             everybody = [*engines.handles, trainer, *workers.handles]
             wait_for([actor.__ray_ready__.remote() for actor in everybody], timeout_s, "the actors, asked to start")

@@ -27,6 +27,11 @@ def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, dire
     return RewardSpec(functions, judge_settings(config, directory), None if rubric is None else as_rubric(rubric))
 
 
+def may_score_inline(spec: RewardSpec) -> bool:
+    """Whether the reward is known to be quick enough for the coordinator's own process: ours, without a judge."""
+    return spec.judge is None and all(isinstance(function, HaikuReward) for function, _ in spec.functions)
+
+
 def judge_settings(config: RunConfig, directory: Path) -> JudgeSettings | None:
     """Where the judge is, from the environment, or None. The key stays behind: workers read their own environment."""
     judge = config.judge

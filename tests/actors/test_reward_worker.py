@@ -1,27 +1,27 @@
 """What a worker makes of functions, weights and a real judge server."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from actors.reward_worker import RewardSpec, RewardWorker, mean_stats
+from actors.reward_worker import RewardSpec, RewardTable, RewardWorker, mean_stats
 from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.judge import JudgeSettings
-from rlhaiku.types import Group, Scored, Unscored
+from rlhaiku.types import Scored, Unscored
 from tests.judge_server import JudgeServer
-from tests.tiny import make_scored
+from tests.tiny import make_prompt
 
 GOOD = "an old silent pond\na frog jumps into the pond\nsplash! silence again"
 BAD = "no haiku at all"
 
 
-def group(*texts):
-    scored = make_scored(0, [0.0] * len(texts))
-    completions = tuple(
-        replace(completion, text=text) for completion, text in zip(scored.group.completions, texts, strict=True)
-    )
-    return Group(scored.key, replace(scored.group.prompt, topic="pond"), completions)
+PROMPT = make_prompt("pond")
+
+
+def poems(*texts):
+    return [(PROMPT, text) for text in texts]
 
 
 def judged(server_options, spec_options, *texts, reward=None):
@@ -31,27 +31,27 @@ def judged(server_options, spec_options, *texts, reward=None):
         async with JudgeServer(**server_options) as server:
             settings = JudgeSettings(url=server.url, nonce_seed="1", **spec_options)
             worker = RewardWorker(RewardSpec(((reward or HaikuReward(), 1.0),), settings))
-            [scored] = await worker.score([group(*texts)])
+            table = await worker.score([(PROMPT, texts)])
             stats = await worker.stats()
             await worker._judge.close()
-            return scored.rewards, stats, server
+            return table.rewards(), stats, server
 
     return asyncio.run(go())
 
 
 def test_functions_are_weighed_and_their_components_kept():
     functions = ((HaikuReward(), 2.0), (lambda prompt, text: Scored(3.0, {"mine": 3.0}), 0.5))
-    [scored] = RewardWorker(RewardSpec(functions)).score_now([group(GOOD, BAD)])
-    assert scored.rewards[0].total == pytest.approx(2.0 * 1.0 + 0.5 * 3.0)
-    assert {"structure", "legitimacy", "mine"} <= set(scored.rewards[0].components)
+    rewards = RewardWorker(RewardSpec(functions)).rewards_now(poems(GOOD, BAD))
+    assert rewards[0].total == pytest.approx(2.0 * 1.0 + 0.5 * 3.0)
+    assert {"structure", "legitimacy", "mine"} <= set(rewards[0].components)
 
 
 def test_one_function_that_fails_leaves_the_reward_unknown():
     def broken(prompt, text):
         raise KeyError("oh")
 
-    [scored] = RewardWorker(RewardSpec(((HaikuReward(), 1.0), (broken, 0.1)))).score_now([group(GOOD)])
-    assert scored.rewards == (Unscored("KeyError: 'oh'"),)
+    rewards = RewardWorker(RewardSpec(((HaikuReward(), 1.0), (broken, 0.1)))).rewards_now(poems(GOOD))
+    assert rewards == [Unscored("KeyError: 'oh'")]
 
 
 def test_style_is_added_behind_the_gate():
@@ -92,3 +92,13 @@ def test_counters_of_several_workers():
     other = {"requests": 3.0, "latency_p50_s": 3.0, "validity": 0.5}
     assert mean_stats([one, {}, other]) == {"requests": 5.0, "latency_p50_s": 2.0, "validity": 0.75}
     assert mean_stats([{}, {}]) == {}
+
+
+names = st.sampled_from(["structure", "style", "topic", ""])
+totals = st.floats(allow_nan=False)
+rewards = st.builds(Scored, totals, st.dictionaries(names, totals)) | st.builds(Unscored, st.text())
+
+
+@given(st.lists(rewards))
+def test_rewards_survive_the_way_to_the_pool(rewards):
+    assert RewardTable.of(rewards).rewards() == rewards

@@ -1,0 +1,92 @@
+"""Paired measurements: two ways of doing the same, in turns, in one run; only their ratio is reported."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+RESAMPLES = 2000
+PACKAGES = ("numpy", "ray", "aiohttp")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a paired measurement found. `ratio` is baseline time / our time: above 1, we are faster."""
+
+    name: str
+    ratio: float
+    low: float
+    """Lower end of the 90 % bootstrap interval of the median ratio."""
+    high: float
+    baseline_s: list[float]
+    ours_s: list[float]
+    baseline_cpu_s: list[float]
+    ours_cpu_s: list[float]
+    goal: float | None
+    note: str
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds of one call (the CPU of this process and its finished children)."""
+    cpu, wall = sum(os.times()[:4]), time.perf_counter()
+    work()
+    return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
+
+
+def paired(
+    name: str,
+    baseline: Callable[[], object],
+    ours: Callable[[], object],
+    *,
+    pairs: int = 7,
+    goal: float | None = None,
+    note: str = "",
+) -> Paired:
+    """Times both in turns, order alternating, after one warm-up of each; prints a line."""
+    baseline(), ours()
+    walls: tuple[list[float], list[float]] = ([], [])
+    cpus: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            wall, cpu = timed((baseline, ours)[side])
+            walls[side].append(wall)
+            cpus[side].append(cpu)
+    ratios = np.array(walls[0]) / np.array(walls[1])
+    resamples = np.random.default_rng(0).integers(pairs, size=(RESAMPLES, pairs))
+    low, high = np.percentile(np.median(ratios[resamples], axis=1), (5, 95))
+    result = Paired(name, float(np.median(ratios)), float(low), float(high), *walls, *cpus, goal, note)
+    met = "" if goal is None else f"  goal {goal:g}: {'met' if result.ratio >= goal else 'NOT met'}"
+    before_ms, after_ms = (1000 * float(np.median(side)) for side in walls)
+    print(f"{name:<58} {result.ratio:6.2f}x [{low:.2f}, {high:.2f}]  {before_ms:.2f} -> {after_ms:.2f} ms{met}")
+    return result
+
+
+def refuse_when_busy(force: bool) -> float:
+    """The load average, or an exit: times taken on a busy machine say nothing."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores and not force:
+        sys.exit(f"the load average must not exceed the {cores} cores; it is {load:.1f}. Wait, or add --force.")
+    return load
+
+
+def write_results(path: Path, results: list[Paired], load: float) -> None:
+    """Appends one JSON line per result: the numbers, and everything needed to read them later."""
+    around = {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "device": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "load_before": load,
+        "order": "ABBA",
+    }
+    with path.open("a") as file:
+        file.writelines(json.dumps(around | asdict(result)) + "\n" for result in results)
