@@ -27,7 +27,7 @@ from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.types import Completion, Group, GroupKey, Prompt
 
 GROUP = 8
-SIZES = (8, 32, 64, 128, 256, 1024)
+SIZES = (8, 64, 256, 512, 1024)
 WORKERS = 2
 
 

@@ -49,10 +49,7 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         _check_url(self.url)
-        if not all("!" <= char <= "~" for char in self.api_key):
-            raise BadInput(
-                "LLM_JUDGE_API_KEY must be printable ASCII without blanks", "a key that is not", "Copy it again."
-            )
+        _check_header("LLM_JUDGE_API_KEY", self.api_key)
         positive = ("timeout_s", "max_concurrency", "poems_per_request", "max_asks", "breaker_failures")
         for name in (*positive, "probe_interval_s", "give_up_s"):
             if not getattr(self, name) > 0:
@@ -84,9 +81,10 @@ def from_environment(
 ) -> JudgeSettings | None:
     """Settings from `LLM_JUDGE_URL`, `_MODEL`, `_API_KEY` and `_TIMEOUT`; None when there is no URL.
 
-    `others` are further fields of `JudgeSettings`. Raises BadInput for a bad value, or if `required` and unset.
+    `others` are further fields of `JudgeSettings`; see also `modal_proxy_headers`. Raises BadInput for a bad value, or if `required` and unset.
     """
     env = os.environ if environment is None else environment
+    modal_proxy_headers(env)  # a bad token is found here, not by a worker
     url = env.get("LLM_JUDGE_URL", "").strip()
     if not url:
         if required:
@@ -96,6 +94,26 @@ def from_environment(
     if timeout := env.get("LLM_JUDGE_TIMEOUT", "").strip():
         others["timeout_s"] = _seconds(timeout)
     return JudgeSettings(url=url, model=model, api_key=env.get("LLM_JUDGE_API_KEY", "").strip(), **others)
+
+
+def modal_proxy_headers(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Headers for a judge behind Modal's proxy auth, from `LLM_JUDGE_MODAL_KEY` and `_SECRET`; empty without them.
+
+    Read where the connections are opened, so the token is in no settings object. Raises BadInput for half a token.
+    """
+    env = os.environ if environment is None else environment
+    names = {"Modal-Key": "LLM_JUDGE_MODAL_KEY", "Modal-Secret": "LLM_JUDGE_MODAL_SECRET"}
+    headers = {header: env.get(name, "").strip() for header, name in names.items()}
+    for header, name in names.items():
+        _check_header(name, headers[header])
+    if any(headers.values()) and not all(headers.values()):
+        raise BadInput(f"{' and '.join(names.values())} go together", "one without the other", "Export both or none.")
+    return headers if all(headers.values()) else {}
+
+
+def _check_header(name: str, secret: str) -> None:
+    if not all("!" <= char <= "~" for char in secret):
+        raise BadInput(f"{name} must be printable ASCII without blanks", "a key that is not", "Copy it again.")
 
 
 def _seconds(text: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhaiku.errors import BadInput
 from rlhaiku.judge.pacing import Transient
-from rlhaiku.judge.settings import JudgeSettings
+from rlhaiku.judge.settings import JudgeSettings, modal_proxy_headers
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,6 +44,7 @@ class HttpTransport:
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self._secrets = [settings.api_key]
 
     async def post(self, body: Mapping[str, Any]) -> Reply:
         """Posts `body` as JSON. Redirects are not followed: they could carry the key elsewhere."""
@@ -72,7 +73,9 @@ class HttpTransport:
             remedy = "Run pip install 'rlhaiku[local]'."
             raise BadInput("the judge client needs aiohttp", "no aiohttp", remedy) from None
         settings = self._settings
-        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        proxy = modal_proxy_headers()
+        self._secrets += proxy.values()
+        headers = proxy | ({"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {})
         connect_s = min(CONNECT_TIMEOUT_S, settings.timeout_s)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.max_concurrency, keepalive_timeout=KEEPALIVE_S),
@@ -81,8 +84,9 @@ class HttpTransport:
         )
 
     def _redacted(self, text: str) -> str:
-        key = self._settings.api_key
-        return text.replace(key, "[key]") if key else text
+        for secret in filter(None, self._secrets):
+            text = text.replace(secret, "[key]")
+        return text
 
 
 def _retry_after_s(value: str) -> float:

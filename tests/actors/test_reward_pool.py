@@ -100,7 +100,7 @@ def test_small_submissions_are_scored_in_this_process(make_pool):
     assert len(collect(events, 1)[0].rewards) == INLINE_BELOW - 1
     pool.submit(groups(1, size=INLINE_BELOW))
     assert events._pending
-    collect(events, 1)
+    assert len(collect(events, 1)[0].rewards) == INLINE_BELOW
 
 
 def test_without_a_judge_nothing_is_counted_and_nothing_pauses(make_pool):
