@@ -1,8 +1,8 @@
 """The LLM judge as a Modal app of its own: a vLLM OpenAI server. `modal deploy launch/judge.py`
 
 Every choice is an environment variable at deploy time. Point a run at it with LLM_JUDGE_URL (what `modal deploy`
-prints), LLM_JUDGE_MODAL_KEY and LLM_JUDGE_MODAL_SECRET (a proxy auth token of the workspace). Nothing in here is special:
-the same judge runs wherever `vllm serve` does, or any other OpenAI-compatible server with structured output.
+prints), LLM_JUDGE_MODAL_KEY and LLM_JUDGE_MODAL_SECRET (a proxy auth token of the workspace). Nothing in here is
+special: the same judge runs wherever `vllm serve` does, as does any OpenAI-compatible server with structured output.
 """
 
 import os
@@ -65,7 +65,6 @@ def judge_argv(model: str, served_name: str, gpu_count: int = 1, eager: bool = F
     timeout=LONGEST_REQUEST_S,
     startup_timeout=START_S,
     scaledown_window=IDLE_S,
-    max_containers=1,
 )
 @modal.concurrent(max_inputs=CONCURRENT_INPUTS)
 @modal.web_server(PORT, startup_timeout=START_S, requires_proxy_auth=not IS_PUBLIC)

@@ -72,7 +72,8 @@ class Asker:
             raise Transient(words, reply.retry_after_s)
         self._refusal = JudgeRefused(
             f"The judge at {self._settings.endpoint} must accept requests for model {self._settings.model!r}; "
-            f"got {words}. Check LLM_JUDGE_URL, LLM_JUDGE_MODEL and LLM_JUDGE_API_KEY."
+            f"got {words}. Check LLM_JUDGE_URL, LLM_JUDGE_MODEL and LLM_JUDGE_API_KEY "
+            "(on Modal: LLM_JUDGE_MODAL_KEY and LLM_JUDGE_MODAL_SECRET)."
         )
         raise self._refusal
 

@@ -81,15 +81,15 @@ def from_environment(
 ) -> JudgeSettings | None:
     """Settings from `LLM_JUDGE_URL`, `_MODEL`, `_API_KEY` and `_TIMEOUT`; None when there is no URL.
 
-    `others` are further fields of `JudgeSettings`; see also `modal_proxy_headers`. Raises BadInput for a bad value, or if `required` and unset.
+    `others` are further fields of `JudgeSettings`. Raises BadInput for a bad value, or if `required` and unset.
     """
     env = os.environ if environment is None else environment
-    modal_proxy_headers(env)  # a bad token is found here, not by a worker
     url = env.get("LLM_JUDGE_URL", "").strip()
     if not url:
         if required:
             raise BadInput("a required judge needs LLM_JUDGE_URL", "", "Export it, or set judge.required=false.")
         return None
+    modal_proxy_headers(env)  # half a token is found here, not by a worker
     model = env.get("LLM_JUDGE_MODEL", "").strip() or DEFAULT_MODEL
     if timeout := env.get("LLM_JUDGE_TIMEOUT", "").strip():
         others["timeout_s"] = _seconds(timeout)

@@ -390,6 +390,30 @@ def test_the_key_leaks_nowhere(tmp_path, caplog, capfd):
     assert not [file for file in tmp_path.rglob("*") if KEY.encode() in file.read_bytes()]
 
 
+def test_a_modal_token_goes_along_and_leaks_nowhere(monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("LLM_JUDGE_MODAL_KEY", "wk-visible")
+    monkeypatch.setenv("LLM_JUDGE_MODAL_SECRET", KEY)
+    said = []
+
+    async def body():
+        async with judging(JudgeServer(script=["", "401"]), api_key="") as (client, server):
+            await judge_all(client, poems(1))
+            said.append(server.headers[0])
+            with pytest.raises(JudgeRefused, match="LLM_JUDGE_MODAL_KEY") as caught:
+                await judge_all(client, [PoemToJudge("moon", "another")])
+            said.append(f"{caught.value!r} {client!r} {client.stats()!r}")
+            redacted = client._transport._redacted(f"you sent wk-visible and {KEY}")
+            said.append(redacted)
+
+    asyncio.run(body())
+    headers, shown, redacted = said
+    assert (headers["Modal-Key"], headers["Modal-Secret"]) == ("wk-visible", KEY)
+    assert "Authorization" not in headers
+    assert redacted == "you sent [key] and [key]"
+    assert KEY not in shown + caplog.text and "wk-visible" not in shown + caplog.text
+
+
 @sync
 async def test_a_broken_cache_is_counted_not_fatal():
     async with judging() as (client, _):

@@ -6,6 +6,7 @@ import pytest
 
 from rlhaiku.errors import BadInput
 from rlhaiku.judge import JudgeSettings, from_environment
+from rlhaiku.judge.settings import modal_proxy_headers
 
 
 def test_no_url_means_no_judge():
@@ -52,12 +53,21 @@ def test_bad_values(env):
         {"LLM_JUDGE_URL": "http://me:s3cret@h"},
         {"LLM_JUDGE_URL": "http://h/v1?key=s3cret"},
         {"LLM_JUDGE_URL": "http://h", "LLM_JUDGE_API_KEY": "s3cret\nX: y"},
+        {"LLM_JUDGE_URL": "http://h", "LLM_JUDGE_MODAL_KEY": "wk-1", "LLM_JUDGE_MODAL_SECRET": "s3cret\nX: y"},
+        {"LLM_JUDGE_URL": "http://h", "LLM_JUDGE_MODAL_SECRET": "s3cret"},
     ],
 )
 def test_misplaced_secrets_are_refused_without_showing_them(env):
     with pytest.raises(BadInput) as caught:
         from_environment(env)
     assert "s3cret" not in str(caught.value) + repr(caught.value)
+
+
+def test_a_modal_token_is_two_headers_and_in_no_settings():
+    env = {"LLM_JUDGE_URL": "http://h", "LLM_JUDGE_MODAL_KEY": " wk-1 ", "LLM_JUDGE_MODAL_SECRET": "s3cret"}
+    assert modal_proxy_headers(env) == {"Modal-Key": "wk-1", "Modal-Secret": "s3cret"}
+    assert b"s3cret" not in pickle.dumps(from_environment(env))
+    assert modal_proxy_headers({}) == {}
 
 
 def test_an_outage_cannot_use_up_the_tries():
