@@ -11,7 +11,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from actors.reward_pool import INLINE_BELOW
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
 from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
@@ -34,10 +33,10 @@ class ConsoleReporter:
         self._started = time.perf_counter()
         self._step_seconds: list[float] = []
 
-    def header(self, num_prompts: int, num_held_out: int, scores_inline: bool) -> None:
-        """Says what will run, and where."""
+    def header(self, num_prompts: int, num_held_out: int, inline_below: int) -> None:
+        """Says what will run, and where; `inline_below`: poems that the driver scores itself, 0 for none."""
         rollout, trainer, reward = self._config.rollout, self._config.trainer, self._config.reward
-        inline = f"; up to {INLINE_BELOW - 1} poems at once are scored in the driver" if scores_inline else ""
+        inline = f"; up to {inline_below - 1} poems at once are scored in the driver" if inline_below else ""
         self._console.print(Panel(
             f"model     {self._config.model.path}\n"
             f"prompts   {num_prompts} to train on, {num_held_out} held out\n"

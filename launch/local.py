@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from actors.crew import Crew
 from actors.engines.torch_engine import EngineSpec, TorchEngine
-from actors.reward_pool import RewardPool
+from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardFn, RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
@@ -77,7 +77,7 @@ def run(
     write_config(config, directory / "config.toml")
     files = RunFiles(directory, config.output.poems_interval, state.step)
     console = ConsoleReporter(config, directory, spec.judge)
-    console.header(len(prompts), len(eval_prompts), may_score_inline(spec))
+    console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
     with ExitStack() as stack:
         stack.enter_context(local_ray(placement.total_cpus))
         should_stop = stack.enter_context(_stop_on_signal(console))
