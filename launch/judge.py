@@ -29,6 +29,8 @@ CONCURRENT_INPUTS = 64
 IDLE_S = 15 * 60
 START_S = 15 * 60
 LONGEST_REQUEST_S = 10 * 60
+STRUCTURED_OUTPUT = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+"""Compact JSON: blanks between its parts are legal, and a small model fills its whole answer with them."""
 
 HF_CACHE, VLLM_CACHE = "/root/.cache/huggingface", "/root/.cache/vllm"
 SETTINGS = {
@@ -49,10 +51,11 @@ app = modal.App("rlhaiku-judge", image=image)
 
 
 def judge_argv(model: str, served_name: str, gpu_count: int = 1, eager: bool = False, port: int = PORT) -> list[str]:
-    """The server's command line. Structured output needs no switch; thinking is switched off by each request."""
+    """The server's command line; thinking is switched off by each request."""
     argv = ["vllm", "serve", model, "--served-model-name", served_name, "--host", "0.0.0.0", "--port", str(port)]
     argv += ["--tensor-parallel-size", str(gpu_count), "--max-model-len", str(MAX_MODEL_LEN)]
-    argv += ["--max-num-seqs", str(CONCURRENT_INPUTS), "--enable-prefix-caching", "--uvicorn-log-level", "warning"]
+    argv += ["--max-num-seqs", str(CONCURRENT_INPUTS), "--enable-prefix-caching"]
+    argv += ["--structured-outputs-config", STRUCTURED_OUTPUT, "--uvicorn-log-level", "warning"]
     return [*argv, "--enforce-eager"] if eager else argv
 
 

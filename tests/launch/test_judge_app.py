@@ -32,7 +32,9 @@ def judge(monkeypatch):
 GOLDEN = [
     *("vllm", "serve", "Qwen/Qwen3-4B", "--served-model-name", "qwen3-4b", "--host", "0.0.0.0", "--port", "8000"),
     *("--tensor-parallel-size", "1", "--max-model-len", "8192", "--max-num-seqs", "64"),
-    *("--enable-prefix-caching", "--uvicorn-log-level", "warning"),
+    *("--enable-prefix-caching", "--structured-outputs-config"),
+    '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    *("--uvicorn-log-level", "warning"),
 ]
 
 
