@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TypeVar
 
+from actors.actor import Actor
 from actors.crew import Crew
 from actors.reward_worker import RewardTable, RewardWorker, mean_stats
 from actors.waiting import RayEvents, wait_for
@@ -20,6 +21,8 @@ JUDGED_CALLS = 8
 INLINE_BELOW = 512
 """Poems; fewer are scored faster in this process than by a Ray call (benchmarks/reward_pool.py)."""
 STATUS_TIMEOUT_S = 10.0
+
+T = TypeVar("T")
 
 
 class RewardPool:
@@ -53,20 +56,13 @@ class RewardPool:
         """The judge's counters over all workers, as `judge/...`; empty without a judge."""
         if not self._has_judge:
             return {}
-        asked = [worker.stats.remote() for worker in self._workers.handles]
-        snapshots = wait_for(asked, STATUS_TIMEOUT_S, "the reward workers, asked for their counters")
+        nothing: dict[str, float] = {}
+        snapshots = [_ask(worker, "stats", nothing) for worker in self._workers.actors]
         return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
 
     def is_paused(self) -> bool:
         """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
-        return self._has_judge and any(self._waits_for_judge(place) for place in range(len(self._workers)))
-
-    def _waits_for_judge(self, place: int) -> bool:
-        who = f"{self._workers.name(place)}, asked whether its judge is away"
-        try:
-            return bool(wait_for(self._workers.handles[place].is_paused.remote(), STATUS_TIMEOUT_S, who))
-        except (WaitTimeout, ActorDied):
-            return False  # a worker that cannot even answer is no reason to wait longer
+        return self._has_judge and any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
 
     def _dispatch(self) -> None:
         while self._waiting and min(self._in_flight) < self._calls_per_worker:
@@ -83,10 +79,12 @@ class RewardPool:
 
     def _call(self, place: int, groups: tuple[Group, ...]) -> None:
         self._in_flight[place] += 1
-        worker = self._workers.handles[place]
+        worker = self._workers.actors[place]
+        texts = [(group.prompt, tuple([c.text for c in group.completions])) for group in groups]
         self._events.expect(
-            worker.score.remote([(group.prompt, tuple([c.text for c in group.completions])) for group in groups]),
-            self._workers.name(place),
+            worker.handle.score.remote(texts),
+            worker,
+            f"{_num_poems(groups)} poems from claim {groups[0].key.claim} on",
             then=partial(self._finish, place, groups),
             on_death=partial(self._requeue, place, worker, groups),
         )
@@ -97,10 +95,10 @@ class RewardPool:
         self._dispatch()
         return _scored(groups, table.rewards())
 
-    def _requeue(self, place: int, worker: Any, groups: tuple[Group, ...], death: ActorDied) -> None:  # noqa: ANN401
+    def _requeue(self, place: int, worker: Actor, groups: tuple[Group, ...], death: ActorDied) -> None:
         self._in_flight[place] -= 1
         self._waiting.extendleft(reversed(groups))
-        self._workers.replace(place, worker, death)
+        self._workers.replace(worker, death)
         self._dispatch()
 
 
@@ -112,3 +110,12 @@ def _scored(groups: Sequence[Group], rewards: Sequence[Reward]) -> GroupsScored:
     """Groups with their rewards, which come in one row for all."""
     left = iter(rewards)
     return GroupsScored(tuple([ScoredGroup(group, tuple(islice(left, len(group.completions)))) for group in groups]))
+
+
+def _ask(worker: Actor, question: str, otherwise: T) -> T:
+    """A worker's answer; if it cannot even answer that, `otherwise`: its calls will tell what has become of it."""
+    try:
+        answer: T = wait_for(getattr(worker.handle, question).remote(), STATUS_TIMEOUT_S, worker.name)
+    except (WaitTimeout, ActorDied):
+        return otherwise
+    return answer

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
+from actors.actor import Actor
 from actors.crew import Crew
 from actors.waiting import RayEvents
 from rlhaiku.errors import ActorDied
@@ -39,11 +39,12 @@ class RolloutPool:
     def _dispatch(self) -> None:
         while self._tiles and min(self._in_flight) < CALLS_IN_FLIGHT:
             place = self._in_flight.index(min(self._in_flight))
-            tile, engine = self._tiles.popleft(), self._engines.handles[place]
+            tile, engine = self._tiles.popleft(), self._engines.actors[place]
             self._in_flight[place] += 1
             self._events.expect(
-                engine.generate.remote(tile),
-                self._engines.name(place),
+                engine.handle.generate.remote(tile),
+                engine,
+                f"{len(tile)} groups from claim {tile[0].key.claim} on, with weight version {tile[0].weight_version}",
                 then=partial(self._finish, place),
                 on_death=partial(self._requeue, place, engine, tile),
             )
@@ -54,8 +55,8 @@ class RolloutPool:
         self._dispatch()
         return GroupsGenerated(tuple(groups))
 
-    def _requeue(self, place: int, engine: Any, tile: Tile, death: ActorDied) -> None:  # noqa: ANN401  (a Ray handle)
+    def _requeue(self, place: int, engine: Actor, tile: Tile, death: ActorDied) -> None:
         self._in_flight[place] -= 1
         self._tiles.appendleft(tile)
-        self._engines.replace(place, engine, death)
+        self._engines.replace(engine, death)
         self._dispatch()

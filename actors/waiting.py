@@ -1,5 +1,10 @@
-"""The only place that waits for Ray, always with a deadline, always able to say who waited for whom."""
+"""The only place that waits for Ray: always with a deadline, always able to say who waited for whom.
 
+An actor that does not answer by its deadline is killed and from then on counts as dead: a hang and a crash have one
+treatment, and it is that of a crash.
+"""
+
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,32 +13,46 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors.actor import Actor
 from rlhaiku.errors import ActorDied, ActorFailed, RlhaikuError, WaitTimeout
 from rlhaiku.events import RoleEvent
 
+BURIAL_S = 30.0
+"""How long Ray may take to notice that a killed process is gone."""
 
-def wait_for(ref: Any, timeout_s: float, who: str) -> Any:  # noqa: ANN401  (whatever the actor returned)
-    """The value of a Ray reference, or of each in a list.
 
-    Raises WaitTimeout after `timeout_s` seconds, ActorDied when the actor is gone, ActorFailed when it raised something
-    that is not ours; our own errors pass through.
+def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> Any:  # noqa: ANN401  (any result)
+    """The value of a Ray reference, or of each in a list; `doing`: what was asked.
+
+    After `timeout_s` seconds an Actor is killed and ActorDied raised; for others, WaitTimeout. Raises ActorDied also
+    when the actor is gone, ActorFailed when it raised something that is not ours or could not start; our own errors
+    pass through.
     """
+    asked = f", asked {doing}," if doing else ""
     try:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError:
-        raise WaitTimeout(f"{who} must answer within {timeout_s:g} s; it did not. See its log, or raise "
-                          "cluster.wait_timeout_s.") from None
+        said = f"{who}{asked} must answer within {timeout_s:g} s; it did not"
+        if isinstance(who, Actor):
+            report = f"{said}, and was killed. It was here:\n{who.stack()}"
+            who.kill(report)
+            raise ActorDied(report) from None
+        raise WaitTimeout(f"{said}. See its log, or raise cluster.wait_timeout_s.") from None
     except RayTaskError as error:
         if isinstance(error.cause, RlhaikuError):
             raise error.cause from None
-        raise ActorFailed(f"{who} raised:\n{error}") from None
+        raise ActorFailed(f"{who}{asked} raised:\n{error}") from None
     except RayActorError as error:
-        raise ActorDied(f"{who} died: {error}") from None
+        if error.actor_init_failed:
+            raise ActorFailed(f"{who} could not start:\n{error}") from None
+        because = who.killed_because if isinstance(who, Actor) else ""
+        first_line = str(error).partition("\n")[0]  # the rest is Ray's guesses at the cause
+        raise ActorDied(because or f"{who}{asked} died: {first_line}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    who: str
+    actor: Actor
     then: Callable[[Any], RoleEvent]
     on_death: Callable[[ActorDied], None] | None
 
@@ -42,16 +61,19 @@ class RayEvents:
     """The coordinator's event source: every outstanding Ray call, and the event that its result becomes."""
 
     def __init__(self, timeout_s: float) -> None:
-        """`timeout_s`: longest silence of everybody before `next` gives up."""
+        """`timeout_s`: longest silence of an actor that has work."""
         self._timeout_s = timeout_s
         self._pending: dict[Any, _Pending] = {}
         self._delivered: deque[RoleEvent] = deque()
         self._pauses: list[Callable[[], bool]] = []
+        self._last = "nothing"
+        self._last_s = time.monotonic()
 
     def expect(
         self,
         ref: Any,  # noqa: ANN401  (a Ray reference)
-        who: str,
+        actor: Actor,
+        doing: str,
         then: Callable[[Any], RoleEvent],
         on_death: Callable[[ActorDied], None] | None = None,
     ) -> None:
@@ -59,35 +81,70 @@ class RayEvents:
 
         `on_death` is told when the actor died, and gives its work to another; without it the death ends the run.
         """
-        self._pending[ref] = _Pending(who, then, on_death)
+        if not any(pending.actor is actor for pending in self._pending.values()):
+            actor.last_sign_s = time.monotonic()
+        actor.doing = doing
+        self._pending[ref] = _Pending(actor, then, on_death)
 
     def deliver(self, event: RoleEvent) -> None:
         """Adds an outcome that no Ray call was needed for."""
         self._delivered.append(event)
 
     def pause_while(self, paused: Callable[[], bool]) -> None:
-        """Stops the clock of `next` while `paused` says so, e.g. while a judge is away."""
+        """Stops all clocks while `paused` says so, e.g. while a judge is away."""
         self._pauses.append(paused)
 
     def next(self, waiting_for: str) -> RoleEvent:
         """The next result, as an event."""
         while not self._delivered:
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._timeout_s)
+            if not self._pending:
+                raise WaitTimeout(f"{waiting_for} must come from somebody; nobody has work. {self._last_event()}")
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
             if ready:
                 self._settle(ready[0])
-            elif not any(paused() for paused in self._pauses):
-                outstanding = ", ".join(sorted({pending.who for pending in self._pending.values()})) or "nobody"
-                raise WaitTimeout(f"{waiting_for} must arrive within {self._timeout_s:g} s; outstanding: {outstanding}"
-                                  ". See the actors' logs, or raise cluster.wait_timeout_s.")
-        return self._delivered.popleft()
+            elif any(paused() for paused in self._pauses):
+                for pending in self._pending.values():
+                    pending.actor.last_sign_s = time.monotonic()
+            else:
+                self._bury_the_silent(waiting_for)
+        event = self._delivered.popleft()
+        self._last, self._last_s = type(event).__name__, time.monotonic()
+        return event
 
     def _settle(self, ref: Any) -> None:  # noqa: ANN401
         pending = self._pending.pop(ref)
+        pending.actor.last_sign_s = time.monotonic()
         try:
-            value = wait_for(ref, self._timeout_s, pending.who)
+            value = wait_for(ref, self._timeout_s, pending.actor)
         except ActorDied as death:
             if pending.on_death is None:
                 raise
             pending.on_death(death)
         else:
             self._delivered.append(pending.then(value))
+
+    def _patience_s(self) -> float:
+        """Seconds until somebody's silence has lasted too long."""
+        longest = max(self._silence_s(pending.actor) for pending in self._pending.values())
+        return max(min(1.0, self._timeout_s), self._timeout_s - longest)
+
+    def _silence_s(self, actor: Actor) -> float:
+        return time.monotonic() - actor.last_sign_s
+
+    def _bury_the_silent(self, waiting_for: str) -> None:
+        """Kills whoever has been silent for too long; Ray reports the deaths, and they go the way of all deaths."""
+        for actor in {pending.actor for pending in self._pending.values()}:
+            silence_s = self._silence_s(actor)
+            if silence_s < self._timeout_s:
+                continue
+            report = (
+                f"{waiting_for}: {actor}, busy with {actor.doing}, must give a sign within {self._timeout_s:g} s; "
+                f"silent for {silence_s:.0f} s. {self._last_event()} Raise cluster.wait_timeout_s if it is only slow."
+            )
+            if actor.killed_because:
+                raise WaitTimeout(f"{report} It was killed, and Ray has not noticed for {BURIAL_S:g} s.")
+            actor.kill(f"{report} It was killed; its stack was:\n{actor.stack()}")
+            actor.last_sign_s = time.monotonic() - self._timeout_s + BURIAL_S
+
+    def _last_event(self) -> str:
+        return f"Last event: {self._last}, {time.monotonic() - self._last_s:.0f} s ago."

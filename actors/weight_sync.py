@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from actors.actor import Actor
 from actors.crew import Crew
 from actors.waiting import wait_for
 from rlhaiku.errors import ActorDied, WeightMismatch
@@ -22,7 +23,7 @@ class SentWeights:
 class SharedMemorySync:
     """The WeightSync of one node: the trainer writes a slot, engines map it; only version numbers are sent."""
 
-    def __init__(self, trainer: Any, engines: Crew, published: list[int], timeout_s: float) -> None:  # noqa: ANN401
+    def __init__(self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float) -> None:
         """`published`: kept up to date, so that an engine started later knows what it can read."""
         self._trainer, self._engines, self._timeout_s = trainer, engines, timeout_s
         self._published = published
@@ -31,30 +32,33 @@ class SharedMemorySync:
         """Returns when every engine holds `weight_version` with the trainer's checksum; raises WeightMismatch."""
         started = time.perf_counter()
         sent: SentWeights = wait_for(
-            self._trainer.send_weights.remote(weight_version), self._timeout_s, "the trainer, asked for its weights"
+            self._trainer.handle.send_weights.remote(weight_version),
+            self._timeout_s,
+            self._trainer,
+            f"to publish its weights as version {weight_version}",
         )
         self._published.append(weight_version)
-        calls = [self._call(engine, weight_version) for engine in self._engines.handles]
-        for place, call in enumerate(calls):
-            checksum = self._confirmed(place, call, weight_version)
+        calls = [(engine, _receive(engine, weight_version)) for engine in self._engines.actors]
+        for place, (engine, call) in enumerate(calls):
+            checksum = self._confirmed(place, engine, call, weight_version)
             if checksum != sent.checksum:
                 raise WeightMismatch(
-                    f"{self._engines.name(place)} must hold the trainer's version {weight_version} (checksum "
-                    f"{sent.checksum:#010x}); got {checksum:#010x}. Do model.path and the shared memory file match?"
+                    f"{engine.name} must hold the trainer's version {weight_version} (checksum {sent.checksum:#010x}); "
+                    f"got {checksum:#010x}. Do model.path and the shared memory file match?"
                 )
         return SyncReport(weight_version, sent.checksum, sent.num_bytes, time.perf_counter() - started)
 
-    def _call(self, engine: Any, weight_version: int) -> Any:  # noqa: ANN401  (Ray handle and reference)
-        # In a thread of its own in the engine: a sync never queues behind generation.
-        return engine.receive_weights.options(concurrency_group="control").remote(weight_version)
-
-    def _confirmed(self, place: int, call: Any, weight_version: int) -> int:  # noqa: ANN401
+    def _confirmed(self, place: int, engine: Actor, call: Any, weight_version: int) -> int:  # noqa: ANN401
         """The checksum an engine reports; one that died is replaced and its successor asked."""
         while True:
-            engine = self._engines.handles[place]
-            who = f"{self._engines.name(place)}, asked to take weight version {weight_version}"
             try:
-                return int(wait_for(call, self._timeout_s, who))
+                return int(wait_for(call, self._timeout_s, engine, f"to take weight version {weight_version}"))
             except ActorDied as death:
-                self._engines.replace(place, engine, death)
-                call = self._call(self._engines.handles[place], weight_version)
+                self._engines.replace(engine, death)
+                engine = self._engines.actors[place]
+                call = _receive(engine, weight_version)
+
+
+def _receive(engine: Actor, weight_version: int) -> Any:  # noqa: ANN401  (a Ray reference)
+    # In a thread of its own in the engine: a sync never queues behind generation.
+    return engine.handle.receive_weights.options(concurrency_group="control").remote(weight_version)

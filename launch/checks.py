@@ -8,6 +8,7 @@ from pathlib import Path
 from launch.placement import Placement, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
+from rlhaiku.ledger.schema import LEDGER_FILE
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -85,10 +86,9 @@ def check_output(directory: Path, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput("--output-dir must be writable", str(directory), f"{error.strerror}.") from None
-    has_checkpoint = any(directory.glob("checkpoints/step-*/coordinator.json"))
-    if resume and not has_checkpoint:
-        raise BadInput("--resume needs a complete checkpoint", str(directory), "Start it without --resume.")
-    if not resume and (directory / "metrics.jsonl").exists():
+    if resume and not (directory / "config.toml").exists():
+        raise BadInput("--resume needs a run directory", str(directory), "Start it without --resume.")
+    if not resume and any((directory / name).exists() for name in ("metrics.jsonl", LEDGER_FILE)):
         raise BadInput("--output-dir must not hold another run", str(directory), "Add --resume, or choose a new name.")
 
 

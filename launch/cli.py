@@ -26,6 +26,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, see `rlhaiku settings`; may be repeated."),
 ]
 RUNS = Path("runs")
+CHAOS_SAVE_INTERVAL = 5
+"""What dies with a trainer is made again from the last checkpoint: with --chaos there are more of them."""
 
 
 @app.command()
@@ -34,6 +36,9 @@ def train(
     overrides: Overrides = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run directory; a new one under runs/ by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    chaos: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Kill actors at random moments, to see the run recover.")
+    ] = None,
 ) -> None:
     """Train a model, and compare it with what it was on held-out topics."""
     if resume:
@@ -41,11 +46,14 @@ def train(
         config = with_overrides(read_config(output_dir / "config.toml"), overrides or [])
     else:
         config = load_config(preset, overrides or [])
+    if chaos is not None:
+        save_interval = min(CHAOS_SAVE_INTERVAL, config.output.save_interval)
+        config = with_overrides(config, [f"output.save_interval={save_interval}"])
     directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
     check_run(config, directory, resume)
     from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
 
-    result = run(config, output_dir=directory, resume=resume)
+    result = run(config, output_dir=directory, resume=resume, chaos=chaos)
     if not result.finished:
         raise typer.Exit(130)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
+from rlhaiku.errors import RlhaikuError
 from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
 from rlhaiku.haiku.structure import score_structure
 from rlhaiku.judge import JudgeSettings
@@ -32,6 +34,8 @@ class ConsoleReporter:
         self._console = make_console()
         self._started = time.perf_counter()
         self._step_seconds: list[float] = []
+        self.recoveries: list[tuple[str, float]] = []
+        """Who died and was replaced, and the seconds it took."""
 
     def header(self, num_prompts: int, num_held_out: int, inline_below: int) -> None:
         """Says what will run, and where; `inline_below`: poems that the driver scores itself, 0 for none."""
@@ -74,6 +78,26 @@ class ConsoleReporter:
         said = f"[bold cyan]eval[/] after step {state.step}: {describe(summary)}"
         self._console.print(said, highlight=False, soft_wrap=True)
 
+    def resuming(self, state: RunState, attempt: int, problems: Sequence[str]) -> None:
+        """Says from where, and which checkpoints were passed over."""
+        for problem in problems:
+            self._tell(f"[red]unusable checkpoint[/] {escape(problem)}; going back to the one before")
+        where = f"after step {state.step}" if state.step else "from the beginning, since there is no checkpoint yet"
+        self._tell(f"resuming {where}, attempt {attempt}; rollouts that were finished are replayed from the ledger")
+
+    def died(self, name: str, why: str) -> None:
+        """One line; a hang comes with its report."""
+        self._tell(f"[yellow]{escape(name)} died and is being replaced[/]{escape(why and f': {why}')}")
+
+    def recovered(self, name: str, seconds: float) -> None:
+        """One line."""
+        self.recoveries.append((name, seconds))
+        self._tell(f"[yellow]{escape(name)} works again, {seconds:.1f} s after its death was noticed[/]")
+
+    def restarting(self, death: RlhaikuError) -> None:
+        """One line, and why."""
+        self._tell(f"[yellow]starting again from the newest checkpoint[/], since {escape(str(death))}")
+
     def stopping(self) -> None:
         """Acknowledges the first Ctrl-C."""
         self._console.print("[yellow]finishing this step, then saving; Ctrl-C again to end at once[/]")
@@ -96,6 +120,9 @@ class ConsoleReporter:
             f"  your own model          [bold]{command} train --set model.path=DIRECTORY_OR_HUB_ID[/]",
             highlight=False, soft_wrap=True,
         )
+
+    def _tell(self, said: str) -> None:
+        self._console.print(said, highlight=False, soft_wrap=True)
 
     def _eta(self, step: int) -> str:
         left = fmean(self._step_seconds[-10:]) * (self._config.num_steps - step)

@@ -6,8 +6,9 @@ from tempfile import TemporaryDirectory
 
 from actors.reward_worker import RewardSpec
 from launch.checks import check_placement
-from launch.local import load_prompts, start_roles
+from launch.local import load_prompts
 from launch.ray_runtime import local_ray
+from launch.start import start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, with_overrides
 from rlhaiku.coordinator import Coordinator, Surroundings
@@ -46,9 +47,9 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
             keep = _Keep()
             store = CheckpointStore(Path(unused), each.output.keep_last)
             around = Surroundings(PromptOrder(train_prompts, each.seed), eval_prompts, store, (keep,))
-            with start_roles(each, placement, RewardSpec(((HaikuReward(), 1.0),))) as roles:
-                coordinator = Coordinator(each, roles, around)
-                coordinator.sync_weights(0)
+            with start_actors(each, placement, RewardSpec(((HaikuReward(), 1.0),))) as cast:
+                coordinator = Coordinator(each, cast.roles, around)
+                cast.roles.weight_sync.publish(0)
                 coordinator.evaluate()
             answers.append(keep.answers)
     return compare(answers[0], answers[1])

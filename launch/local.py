@@ -1,43 +1,34 @@
 """A whole run on this machine: check, place, start the actors, drive the coordinator, compare before and after."""
 
-import os
+import shutil
 import signal
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers import AutoTokenizer
 
-from actors.crew import Crew
-from actors.engines.torch_engine import EngineSpec, TorchEngine
-from actors.reward_pool import INLINE_BELOW, RewardPool
-from actors.reward_worker import RewardFn, RewardSpec, RewardWorker
-from actors.rollout_pool import RolloutPool
-from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
-from actors.trainers.trainer_group import TrainerGroup
-from actors.waiting import RayEvents, wait_for
-from actors.weight_sync import SharedMemorySync
+from actors.crew import MAX_DEATHS
+from actors.reward_pool import INLINE_BELOW
+from actors.reward_worker import RewardFn
+from launch.chaos import killing
 from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
-from launch.placement import Placement
 from launch.ray_runtime import local_ray
 from launch.rewards import may_score_inline, reward_spec
+from launch.start import Cast, start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
-from rlhaiku.config import RunConfig, write_config
+from rlhaiku.config import RunConfig, fingerprint, write_config
 from rlhaiku.coordinator import Coordinator, Surroundings
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import ActorDied, BadInput, CrashLoop
 from rlhaiku.evaluation import Comparison
 from rlhaiku.haiku.dataset import load_rows
+from rlhaiku.ledger import LEDGER_FILE, Ledger, ReplayingRollouts
 from rlhaiku.metrics import RunFiles
 from rlhaiku.prompts import PromptOrder, choose_eval_prompts, render_prompts
-from rlhaiku.roles import Roles
 from rlhaiku.types import Prompt
 
 
@@ -51,6 +42,8 @@ class RunResult:
     """False if the run was interrupted; it can be resumed."""
     comparison: Comparison | None
     """Before against after on the held-out prompts; None if interrupted."""
+    recoveries: tuple[tuple[str, float], ...] = ()
+    """Actors that died: who, and the seconds from noticing it to its successor's first finished work."""
 
 
 def run(
@@ -60,39 +53,105 @@ def run(
     rubric: object = None,
     output_dir: str | Path = "runs/local",
     resume: bool = False,
+    chaos: int | None = None,
 ) -> RunResult:
     """Trains with one Ray on this machine, torch engines and a torch trainer.
 
     `reward(prompt, text)` replaces `reward.functions`, `rubric` (a Rubric, its class, or a `build_prompt` function)
-    replaces `judge.rubric`; both are sent to the reward workers by value. Raises BadInput before any actor starts,
-    RunFailed when the run cannot go on (its last checkpoint is then intact).
+    replaces `judge.rubric`; both are sent to the reward workers by value. `chaos`: seed of a thread that kills actors
+    now and then. Raises BadInput before any actor starts, RunFailed when the run cannot go on (its last checkpoint is
+    then intact).
     """
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)
     spec = reward_spec(config, reward, rubric, directory)
     prompts, eval_prompts = load_prompts(config)
-    store = CheckpointStore(directory / "checkpoints", config.output.keep_last)
-    checkpoint = store.complete()[-1] if resume else None
-    state = read_state(checkpoint) if checkpoint else RunState()
-    write_config(config, directory / "config.toml")
-    files = RunFiles(directory, config.output.poems_interval, state.step)
-    console = ConsoleReporter(config, directory, spec.judge)
-    console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
     with ExitStack() as stack:
+        ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
+        write_config(config, directory / "config.toml")
+        console = ConsoleReporter(config, directory, spec.judge)
+        console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
         stack.enter_context(local_ray(placement.total_cpus))
-        should_stop = stack.enter_context(_stop_on_signal(console))
-        roles = stack.enter_context(start_roles(config, placement, spec))
-        if checkpoint:
-            roles.trainer.load(checkpoint)
         around = Surroundings(
-            PromptOrder(prompts, config.seed), eval_prompts, store, (files, console), should_stop=should_stop
+            PromptOrder(prompts, config.seed),
+            eval_prompts,
+            CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger),
+            reporters=(console,),
+            sinks=(ledger,),
+            should_stop=stack.enter_context(_stop_on_signal(console)),
         )
-        state = Coordinator(config, roles, around, state).run()
+        attempts = _Attempts(config, directory, around, ledger, console)
+        state = attempts.until_done(lambda: start_actors(config, placement, spec, console), resume, chaos)
     finished = state.step == config.num_steps
-    comparison = files.compare(state.step) if finished else None
-    result = RunResult(directory, state, finished, comparison)
+    comparison = RunFiles(directory, config.output.poems_interval, state.step).compare(state.step) if finished else None
     console.end(comparison)
-    return result
+    return RunResult(directory, state, finished, comparison, tuple(console.recoveries))
+
+
+class _Attempts:
+    """Starts from the newest checkpoint, and starts again when something died that only a checkpoint can replace."""
+
+    def __init__(
+        self, config: RunConfig, directory: Path, around: Surroundings, ledger: Ledger, console: ConsoleReporter
+    ) -> None:
+        self._config, self._directory, self._around = config, directory, around
+        self._ledger, self._console = ledger, console
+        self._reached = 0
+        """Train steps done by the last attempt."""
+
+    def until_done(
+        self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None
+    ) -> RunState:
+        """The state at the end; raises CrashLoop when attempts die without getting further."""
+        deaths, died_at, died_s = 0, -1, None
+        while True:
+            try:
+                with start() as cast, killing(cast.actors, chaos):
+                    coordinator = self._prepare(cast, resume)
+                    if died_s is not None:
+                        self._console.recovered("the trainer", time.monotonic() - died_s)
+                    return self._drive(coordinator)
+            except ActorDied as death:
+                deaths = deaths + 1 if self._reached <= died_at else 1
+                if deaths >= MAX_DEATHS:
+                    raise CrashLoop(
+                        f"a run must get further after a death; {deaths} times in a row it did not get beyond step "
+                        f"{self._reached}. The last time: {death}"
+                    ) from death
+                died_at, died_s = max(died_at, self._reached), time.monotonic()
+                self._console.restarting(death)
+                resume, chaos = True, None if chaos is None else chaos + 1
+
+    def _prepare(self, cast: Cast, resume: bool) -> Coordinator:
+        """Everything as the newest intact checkpoint has it, what came after it rolled back."""
+        checkpoint, problems = self._around.checkpoints.newest_intact() if resume else (None, [])
+        state = read_state(checkpoint) if checkpoint else RunState()
+        attempt = self._ledger.begin_attempt(state.step, fingerprint(self._config))
+        if resume:
+            self._console.resuming(state, attempt, problems)
+        files = RunFiles(self._directory, self._config.output.poems_interval, state.step)
+        if checkpoint:
+            cast.roles.trainer.load(checkpoint)
+        max_staleness = self._config.rollout.max_staleness
+        rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
+        around = replace(self._around, reporters=(files, *self._around.reporters))
+        return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
+
+    def _drive(self, coordinator: Coordinator) -> RunState:
+        try:
+            return coordinator.run()
+        finally:
+            self._reached = coordinator.state.step
+
+
+def open_ledger(directory: Path) -> Ledger:
+    """The run's ledger, and with it the directory's lock; where it is missing, the newest checkpoint's copy."""
+    live = directory / LEDGER_FILE
+    copies = sorted(directory.glob(f"checkpoints/step-*/{LEDGER_FILE}"))
+    if copies and not live.exists():
+        shutil.copy(copies[-1], live.with_suffix(".partial"))
+        live.with_suffix(".partial").replace(live)
+    return Ledger(live)
 
 
 def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
@@ -105,79 +164,6 @@ def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
     prompts = render_prompts(load_rows(data, "train"), tokenizer)
     held_out = render_prompts(load_rows(data, "test"), tokenizer)
     return prompts, choose_eval_prompts(held_out, config.evaluation.num_prompts)
-
-
-@contextmanager
-def start_roles(config: RunConfig, placement: Placement, reward: RewardSpec) -> Iterator[Roles]:
-    """Starts every actor in one placement group, waits until all answer, ends them with the context."""
-    timeout_s = config.cluster.wait_timeout_s
-    with tempfile.TemporaryDirectory(prefix="rlhaiku-", dir=_shared_memory()) as shared:
-        group = placement_group(placement.bundles, strategy="PACK")
-        wait_for(group.ready(), timeout_s, f"Ray, asked for {placement.total_cpus} CPU slots")
-        spawn = _Spawn(config, placement, reward, Path(shared) / "weights", group)
-        engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines)
-        workers = Crew("reward worker", spawn.worker, config.reward.num_workers)
-        trainer = spawn.trainer()
-        events = RayEvents(timeout_s)
-        inline = RewardWorker(reward) if may_score_inline(reward) else None
-        try:
-            everybody = [*engines.handles, trainer, *workers.handles]
-            wait_for([actor.__ray_ready__.remote() for actor in everybody], timeout_s, "the actors, asked to start")
-            yield Roles(
-                rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
-                rewards=RewardPool(workers, events, reward.judge is not None, inline),
-                trainer=TrainerGroup(trainer, events, timeout_s),
-                weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s),
-                events=events,
-            )
-        finally:
-            for actor in [*engines.handles, trainer, *workers.handles]:
-                ray.kill(actor)
-            remove_placement_group(group)
-
-
-class _Spawn:
-    """Applies `ray.remote` to the plain classes, each in its bundle of the placement group, as often as needed."""
-
-    def __init__(
-        self, config: RunConfig, placement: Placement, reward: RewardSpec, weights: Path, group: PlacementGroup
-    ) -> None:
-        self._config, self._placement, self._reward = config, placement, reward
-        self._weights, self._group = weights, group
-        self._model = resolve_model(config.model.path)
-        # As many slots as versions can be alive: those being generated with, and the one being written.
-        self._num_slots = max(2, config.rollout.max_staleness + 1)
-        self.published: list[int] = []
-
-    def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
-        rollout = self._config.rollout
-        spec = EngineSpec(
-            self._model,
-            self._weights,
-            self._num_slots,
-            rollout.threads_per_engine,
-            rollout.tile_groups,
-            self._config.seed,
-            rollout.deterministic,
-            tuple(self.published[-self._num_slots :]),
-        )
-        control = {"control": 1}  # a thread in which a weight sync never queues behind generation
-        return self._place(TorchEngine, index, concurrency_groups=control).remote(spec)
-
-    def trainer(self) -> Any:  # noqa: ANN401
-        config = self._config
-        spec = TrainerSpec(
-            self._model, self._weights, self._num_slots, config.num_steps, config.trainer, config.algorithm
-        )
-        return self._place(TorchTrainer, len(self._placement.engine_cpus)).remote(spec)
-
-    def worker(self, index: int) -> Any:  # noqa: ANN401
-        return self._place(RewardWorker, len(self._placement.engine_cpus) + 1 + index).remote(self._reward)
-
-    def _place(self, cls: type, bundle: int, **options: Any) -> Any:  # noqa: ANN401
-        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        cpus = self._placement.bundles[bundle]["CPU"]
-        return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
 
 
 @contextmanager
@@ -201,7 +187,3 @@ def _stop_on_signal(console: ConsoleReporter) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _shared_memory() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

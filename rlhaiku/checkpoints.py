@@ -1,11 +1,14 @@
 """Checkpoints that are either complete or absent: written under a temporary name, flushed, then renamed."""
 
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rlhaiku.files import flush, flush_tree, writing
+from rlhaiku.ledger import LEDGER_FILE, Ledger
 
 STATE_FILE = "coordinator.json"
 
@@ -23,45 +26,76 @@ class RunState:
 class CheckpointStore:
     """The directory `checkpoints/` of a run: `step-NNNNNN/` after that many train steps."""
 
-    def __init__(self, root: Path, keep_last: int) -> None:
+    def __init__(self, root: Path, keep_last: int, ledger: Ledger | None = None) -> None:
+        """With a ledger, each checkpoint holds a copy of it, and steps older than all checkpoints lose their tokens."""
         self._root = root
         self._keep_last = keep_last
+        self._ledger = ledger
 
     def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path:
-        """Lets the trainer write into a temporary directory, completes it atomically, forgets the oldest."""
+        """Lets the trainer write into a temporary directory, completes it atomically, forgets the oldest.
+
+        Raises OutputFailed; the older checkpoints are then intact.
+        """
         final = self._root / f"step-{state.step:06d}"
         partial = self._root / f".{final.name}.partial"
-        for stale in (partial, final):  # `final` exists when a resumed run saves the step it started from again
-            shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_trainer(partial)
-        (partial / STATE_FILE).write_text(json.dumps(asdict(state)))
-        _flush_tree(partial)
-        partial.rename(final)
-        _flush(self._root)
-        for old in self.complete()[: -self._keep_last]:
-            shutil.rmtree(old)
+        with writing(partial):
+            for stale in (partial, final):  # `final`: left by an attempt that a resume went back behind
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_trainer(partial)
+            if self._ledger:
+                self._ledger.backup(partial / LEDGER_FILE)
+            (partial / STATE_FILE).write_text(json.dumps({"state": asdict(state), "files": _digests(partial)}))
+            flush_tree(partial)
+            partial.rename(final)
+            flush(self._root)
+            for old in self.complete()[: -self._keep_last]:
+                shutil.rmtree(old)
+        if self._ledger:
+            self._ledger.prune(read_state(self.complete()[0]).step)
         return final
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent for path in self._root.glob(f"step-*/{STATE_FILE}"))
 
+    def newest_intact(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
+
+        What is unusable is renamed, so that it is neither resumed from nor counted as kept.
+        """
+        problems: list[str] = []
+        for path in reversed(self.complete()):
+            problem = _problem(path)
+            if not problem:
+                return path, problems
+            path.rename(path.with_name(f"unusable-{path.name}"))
+            problems.append(f"{path}: {problem}")
+        return None, problems
+
 
 def read_state(checkpoint: Path) -> RunState:
     """The coordinator's part of a checkpoint."""
-    return RunState(**json.loads((checkpoint / STATE_FILE).read_text()))
+    return RunState(**json.loads((checkpoint / STATE_FILE).read_text())["state"])
 
 
-def _flush_tree(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _flush(path)
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below a directory, by relative path."""
+    digests = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digests[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _flush(path: Path) -> None:
-    """Forces a file's bytes, or a directory's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _problem(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        written: dict[str, str] = json.loads((checkpoint / STATE_FILE).read_text())["files"]
+        read_state(checkpoint)
+    except (ValueError, KeyError, TypeError):
+        return f"{STATE_FILE} is unreadable"
+    found = _digests(checkpoint)
+    changed = sorted(name for name, digest in written.items() if found.get(name) != digest)
+    return f"{changed[0]} is missing or was changed after it was written" if changed else ""

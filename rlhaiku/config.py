@@ -5,6 +5,7 @@ Derived numbers are properties, never settings.
 """
 
 import difflib
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -293,6 +294,14 @@ def describe_settings(config: RunConfig) -> list[tuple[str, str, str]]:
         owner: Section = getattr(config, sections[0]) if sections else config
         rows.append((key, _toml(getattr(owner, leaf)), type(owner).model_fields[leaf].description or ""))
     return rows
+
+
+def fingerprint(config: RunConfig) -> str:
+    """SHA-256 of the settings that decide the weights: equal for runs that differ in where and how watched they are."""
+    tree = config.model_dump(exclude={
+        "evaluation": True, "cluster": True, "output": True, "rollout": {"num_engines"}, "reward": {"num_workers"},
+    })
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _presets() -> Any:  # noqa: ANN401  (importlib's Traversable has no stable import path on 3.11 and 3.12)

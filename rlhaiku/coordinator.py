@@ -25,7 +25,7 @@ from rlhaiku.metrics import Reporter, StepReport
 from rlhaiku.prompts import PromptOrder, eval_requests
 from rlhaiku.roles import EventSink, Roles
 from rlhaiku.staleness import StalenessBuffer
-from rlhaiku.types import GroupRequest, Prompt, Sampling, ScoredGroup, SyncReport, TrainBatch, TrainStats
+from rlhaiku.types import GroupRequest, Prompt, Sampling, ScoredGroup, TrainBatch, TrainStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Coordinator:
 
     def run(self) -> RunState:
         """Trains to the last step, or until asked to stop; evaluates and saves on the way."""
-        self.sync_weights(self.state.weight_version)
+        self.roles.weight_sync.publish(self.state.weight_version)
         if self.state.step == 0:
             self.evaluate()
         while self.state.step < self.config.num_steps:
@@ -64,7 +64,7 @@ class Coordinator:
             if last or done % self.config.evaluation.interval == 0:
                 self.evaluate()
             if last or stop or done % self.config.output.save_interval == 0:
-                self.around.checkpoints.save(self.state, self.roles.trainer.save)
+                self.save()
             if stop:
                 break
         return self.state
@@ -80,7 +80,7 @@ class Coordinator:
         rolled_out = time.perf_counter()
         stats = self.train(made.batch)
         trained = time.perf_counter()
-        sync = self.sync_weights(self.state.weight_version + 1)
+        sync = self.roles.weight_sync.publish(self.state.weight_version + 1)
         seconds = {"rollout": rolled_out - started, "train": trained - rolled_out, "sync": sync.seconds}
         self.state = RunState(step + 1, sync.weight_version)
         report = StepReport(self.state, groups, made.dropped, stats, sync, seconds, self.roles.rewards.stats())
@@ -114,10 +114,6 @@ class Coordinator:
         self._record(GroupsTrained(tuple(group.key for group in batch.groups), self._trained))
         return self._trained
 
-    def sync_weights(self, weight_version: int) -> SyncReport:
-        """Gives the trainer's weights to the engines under this version."""
-        return self.roles.weight_sync.publish(weight_version)
-
     def evaluate(self) -> None:
         """Draws and scores completions for the held-out prompts with the current weights."""
         evaluation = self.config.evaluation
@@ -129,6 +125,11 @@ class Coordinator:
         self._pump(lambda: len(self._evaluated) == len(requests), f"the evaluation after step {self.state.step}")
         for reporter in self.around.reporters:
             reporter.evaluation(self.state, tuple(self._evaluated[i] for i in range(len(requests))))
+
+    def save(self) -> None:
+        """A checkpoint with nothing in flight: groups claimed ahead arrive first, so that a resume finds them."""
+        self._pump(self._buffer.is_settled, "the groups claimed ahead")
+        self.around.checkpoints.save(self.state, self.roles.trainer.save)
 
     def _pump(self, done: Callable[[], bool], waiting_for: str) -> None:
         """Takes outcomes as they arrive and passes each on, until `done`."""

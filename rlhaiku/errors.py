@@ -6,6 +6,8 @@
         ├── WaitTimeout     an actor, a socket or a collective did not answer by its deadline
         ├── ActorFailed     an actor raised something that is not ours
         │   └── ActorDied   an actor's process is gone
+        ├── CrashLoop       actors die in one place again and again
+        ├── OutputFailed    the run directory does not take what the run writes
         ├── WeightMismatch  an engine does not hold the weights the trainer sent
         └── BatchEmpty      no group of a step could be trained
 
@@ -43,6 +45,14 @@ class ActorFailed(RunFailed):
 
 class ActorDied(ActorFailed):
     """An actor's process is gone; its work can be given to another."""
+
+
+class CrashLoop(RunFailed):
+    """Actors die in one place again and again: what killed these will kill the next one too."""
+
+
+class OutputFailed(RunFailed):
+    """The run directory does not take what the run writes: the disk is full, read-only or gone."""
 
 
 class WeightMismatch(RunFailed):

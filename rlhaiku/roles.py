@@ -63,6 +63,9 @@ class EventSource(Protocol):
         Raises WaitTimeout when nothing arrives in time, ActorFailed when an actor died.
         """
 
+    def deliver(self, event: RoleEvent) -> None:
+        """Adds an outcome that needed no work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Roles:

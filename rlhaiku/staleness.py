@@ -18,7 +18,7 @@ class StalenessBuffer:
         self._groups_per_step = groups_per_step
         self._max_staleness = max_staleness
         self._waiting: dict[int, ScoredGroup] = {}
-        self._next_claim = first_step * groups_per_step
+        self._next_claim = self._num_taken = first_step * groups_per_step
 
     def claims_due(self, step: int, last_step: int) -> list[range]:
         """The claims to make before `step` is trained, one range per step; they count as made."""
@@ -36,8 +36,13 @@ class StalenessBuffer:
         """Whether every group of the step is here."""
         return all(claim in self._waiting for claim in self._claims_of(step))
 
+    def is_settled(self) -> bool:
+        """Whether every group asked for is here or taken, so that nothing is in flight."""
+        return self._num_taken + len(self._waiting) == self._next_claim
+
     def take(self, step: int) -> tuple[ScoredGroup, ...]:
         """Removes and returns the step's groups, in claim order."""
+        self._num_taken += self._groups_per_step
         return tuple(self._waiting.pop(claim) for claim in self._claims_of(step))
 
     def _claims_of(self, step: int) -> range:

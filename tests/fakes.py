@@ -19,6 +19,9 @@ class FakeEvents:
             raise WaitTimeout(f"{waiting_for}: nothing outstanding")
         return self.queue.pop() if self.reverse else self.queue.popleft()
 
+    def deliver(self, event):
+        self.queue.append(event)
+
 
 class FakeRollouts:
     """Answers each request with completions whose text is their index; one event per group."""

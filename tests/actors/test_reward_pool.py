@@ -12,7 +12,7 @@ from actors.crew import Crew
 from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.waiting import RayEvents
-from rlhaiku.errors import ActorDied
+from rlhaiku.errors import CrashLoop
 from rlhaiku.types import Scored
 from tests.tiny import make_scored
 
@@ -51,8 +51,8 @@ def make_pool():
 
     yield make
     for crew in crews:
-        for worker in crew.handles:
-            ray.kill(worker)
+        for worker in crew.actors:
+            ray.kill(worker.handle)
 
 
 def collect(events, count):
@@ -75,7 +75,7 @@ def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(make_pool):
     pool, events, started = make_pool(slow, workers=2)
     pool.submit(groups(20))
     time.sleep(0.5)
-    ray.kill(pool._workers.handles[0])
+    ray.kill(pool._workers.actors[0].handle)
     scored = collect(events, 20)
     assert Counter(s.key.claim for s in scored) == Counter(range(20))
     assert sorted(started) == [0, 0, 1]
@@ -87,7 +87,7 @@ def test_what_kills_every_worker_ends_the_run(make_pool):
 
     pool, events, started = make_pool(deadly, workers=1)
     pool.submit(groups(2))
-    with pytest.raises(ActorDied, match="reward worker 0 died"):
+    with pytest.raises(CrashLoop, match="reward worker 0 must not die 3 times in a row"):
         events.next("scores")
     assert started == [0, 0, 0]
 

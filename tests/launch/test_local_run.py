@@ -137,8 +137,8 @@ def test_an_engine_killed_in_the_middle_changes_nothing(reference_run, config, t
     def kill_one(self, requests, submit=RolloutPool.submit):
         submit(self, requests)
         if requests[0].key.claim == 6 and not requests[0].key.is_eval:
-            killed.append(self._engines.handles[0])
-            ray.kill(killed[0])
+            killed.append(self._engines.actors[0])
+            ray.kill(killed[0].handle)
 
     monkeypatch.setattr(RolloutPool, "submit", kill_one)
     run(with_overrides(config, ["rollout.num_engines=2"]), reward=count_vowels, output_dir=tmp_path / "run")

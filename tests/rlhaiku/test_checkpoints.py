@@ -1,6 +1,8 @@
 import pytest
 
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
+from rlhaiku.errors import OutputFailed
+from rlhaiku.ledger import Ledger
 
 
 def writer(text):
@@ -21,9 +23,9 @@ def test_a_failed_save_leaves_the_old_one_newest(tmp_path):
 
     def fail(directory):
         (directory / "weights.txt").write_text("half")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputFailed, match="No space left on device"):
         store.save(RunState(10, 10), fail)
     assert [path.name for path in store.complete()] == ["step-000005"]
     store.save(RunState(10, 10), writer("10"))
@@ -35,3 +37,50 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     for text in ("first", "second"):
         store.save(RunState(5, 5), writer(text))
     assert (tmp_path / "step-000005" / "weights.txt").read_text() == "second"
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda step: (step / "weights.txt").unlink(),
+    lambda step: (step / "weights.txt").write_text(""),
+    lambda step: spoil(step / "weights.txt"),
+    lambda step: (step / "coordinator.json").write_text("{"),
+    lambda step: (step / "coordinator.json").write_text("[]"),
+], ids=["missing", "empty", "one bit", "state cut off", "state of another kind"])
+def test_a_damaged_checkpoint_is_passed_over_and_set_aside(tmp_path, damage):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (5, 10):
+        store.save(RunState(step, step), writer(f"weights of step {step}"))
+    assert store.newest_intact() == (tmp_path / "step-000010", [])
+    damage(tmp_path / "step-000010")
+    path, problems = store.newest_intact()
+    assert path == tmp_path / "step-000005"
+    assert len(problems) == 1 and "step-000010" in problems[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"step-000005", "unusable-step-000010"}
+    store.save(RunState(10, 10), writer("again"))
+    assert store.newest_intact() == (tmp_path / "step-000010", [])
+
+
+def test_without_any_checkpoint_there_is_none(tmp_path):
+    assert CheckpointStore(tmp_path, keep_last=2).newest_intact() == (None, [])
+
+
+def test_each_checkpoint_holds_the_ledger_of_its_moment(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin_attempt(0)
+        store = CheckpointStore(tmp_path / "checkpoints", keep_last=2, ledger=ledger)
+        saved = store.save(RunState(5, 5), writer("5"))
+    with Ledger(saved / "ledger.sqlite") as copy:
+        assert copy.begin_attempt(0) == 2
+    assert store.newest_intact()[1], "writing into a checkpoint is noticed"
+
+
+def test_a_directory_that_takes_nothing_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputFailed, match=r"file[\s\S]*Not a directory[\s\S]*--resume"):
+        CheckpointStore(tmp_path / "file", keep_last=2).save(RunState(5, 5), writer("5"))

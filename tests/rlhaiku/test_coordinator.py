@@ -69,7 +69,7 @@ def test_staleness_is_bounded_and_reached(tmp_path, max_staleness):
 
 def test_one_step_ahead_submits_next_groups_before_training(tmp_path):
     world = World(tmp_path, max_staleness=1)
-    world.coordinator.sync_weights(0)
+    world.coordinator.roles.weight_sync.publish(0)
     world.coordinator.step()
     claims = [r.key.claim for r in world.rollouts.requests]
     assert claims == list(range(8))

@@ -1,0 +1,83 @@
+"""A Ray actor by name: where its process is, what it does, and how to end it when it no longer answers."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+LOOK_UP_S = 1.0
+STACK_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where an actor runs."""
+
+    pid: int
+    node_id: str
+
+
+class Actor:
+    """A handle and everything an error message should say about it."""
+
+    def __init__(self, name: str, handle: Any) -> None:  # noqa: ANN401  (a Ray handle)
+        """`name`: what a person calls it, e.g. `rollout engine 1`."""
+        self.name, self.handle = name, handle
+        self.doing = "starting"
+        self.last_sign_s = time.monotonic()
+        """When it last finished something, or was given work while idle; on the monotonic clock."""
+        self.killed_because = ""
+        # Asked now, while it surely answers; Ray runs it as soon as the actor is up.
+        self._process_ref = handle.__ray_call__.remote(_whereabouts)
+        self._process: Process | None = None
+
+    def __str__(self) -> str:
+        process = self.process()
+        where = f"pid {process.pid} on node {process.node_id[:8]}" if process else "no process yet"
+        return f"{self.name} ({where})"
+
+    def process(self) -> Process | None:
+        """Its process; None while it is starting, or when it died before it was up."""
+        if self._process is None:
+            with suppress(RayError):
+                self._process = ray.get(self._process_ref, timeout=LOOK_UP_S)
+        return self._process
+
+    def kill(self, because: str) -> None:
+        """Ends it for good, even if it is stopped or hangs; its calls then fail as those of any dead actor."""
+        self.killed_because = because
+        process = self.process()
+        if process and process.node_id == ray.get_runtime_context().get_node_id():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # a stopped process would not hear Ray's own request
+        ray.kill(self.handle)
+
+    def stack(self) -> str:
+        """What its threads are doing, by py-spy; or why that is not known."""
+        process = self.process()
+        if process is None:
+            return "no stack: it never started"
+        if process.node_id != ray.get_runtime_context().get_node_id():
+            return f"no stack: it runs on node {process.node_id[:8]}; `py-spy dump --pid {process.pid}` there shows it"
+        tool = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if tool is None:
+            return "no stack: py-spy is not installed"
+        command = [tool, "dump", "--nonblocking", "--pid", str(process.pid)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=STACK_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return f"no stack: py-spy took more than {STACK_TIMEOUT_S:g} s"
+        return done.stdout.strip() or f"no stack: {done.stderr.strip()}"
+
+
+def _whereabouts(instance: object) -> Process:
+    return Process(os.getpid(), ray.get_runtime_context().get_node_id())

@@ -1,0 +1,135 @@
+"""Starting every actor of a run on this machine, each in its place, and ending them."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.actor import Actor
+from actors.crew import Crew, CrewWatcher, Unwatched
+from actors.engines.torch_engine import EngineSpec, TorchEngine
+from actors.reward_pool import RewardPool
+from actors.reward_worker import RewardSpec, RewardWorker
+from actors.rollout_pool import RolloutPool
+from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
+from actors.trainers.trainer_group import TrainerGroup
+from actors.waiting import RayEvents, wait_for
+from actors.weight_sync import SharedMemorySync
+from launch.checks import resolve_model
+from launch.placement import Placement
+from launch.rewards import may_score_inline
+from rlhaiku.config import RunConfig
+from rlhaiku.roles import Roles
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The actors of a run, and the roles they play for the coordinator."""
+
+    roles: Roles
+    actors: Callable[[], list[Actor]]
+    """Everybody who is there now: successors stand in the places of the dead."""
+
+
+@contextmanager
+def start_actors(
+    config: RunConfig, placement: Placement, reward: RewardSpec, watcher: CrewWatcher | None = None
+) -> Iterator[Cast]:
+    """Starts every actor in one placement group, waits until all answer, ends them with the context.
+
+    `watcher` is told of engines and reward workers that died and were replaced.
+    """
+    timeout_s, watcher = config.cluster.wait_timeout_s, watcher or Unwatched()
+    with _shared_directory() as shared:
+        group = placement_group(placement.bundles, strategy="PACK")
+        wait_for(group.ready(), timeout_s, "Ray", f"for {placement.total_cpus} CPU slots")
+        spawn = _Spawn(config, placement, reward, shared / "weights", group)
+        engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines, watcher)
+        workers = Crew("reward worker", spawn.worker, config.reward.num_workers, watcher)
+        trainer = Actor("the trainer", spawn.trainer())
+        events = RayEvents(timeout_s)
+        inline = RewardWorker(reward) if may_score_inline(reward) else None
+
+        def everybody() -> list[Actor]:
+            return [*engines.actors, trainer, *workers.actors]
+
+        try:
+            for actor in everybody():
+                wait_for(actor.handle.__ray_ready__.remote(), timeout_s, actor, "to start")
+            roles = Roles(
+                rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
+                rewards=RewardPool(workers, events, reward.judge is not None, inline),
+                trainer=TrainerGroup(trainer, events, timeout_s),
+                weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s),
+                events=events,
+            )
+            yield Cast(roles, everybody)
+        finally:
+            for actor in everybody():
+                ray.kill(actor.handle)
+            remove_placement_group(group)
+
+
+class _Spawn:
+    """Applies `ray.remote` to the plain classes, each in its bundle of the placement group, as often as needed."""
+
+    def __init__(
+        self, config: RunConfig, placement: Placement, reward: RewardSpec, weights: Path, group: PlacementGroup
+    ) -> None:
+        self._config, self._placement, self._reward = config, placement, reward
+        self._weights, self._group = weights, group
+        self._model = resolve_model(config.model.path)
+        # As many slots as versions can be alive: those being generated with, and the one being written.
+        self._num_slots = max(2, config.rollout.max_staleness + 1)
+        self.published: list[int] = []
+
+    def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
+        rollout = self._config.rollout
+        spec = EngineSpec(
+            self._model,
+            self._weights,
+            self._num_slots,
+            rollout.threads_per_engine,
+            rollout.tile_groups,
+            self._config.seed,
+            rollout.deterministic,
+            tuple(self.published[-self._num_slots :]),
+        )
+        control = {"control": 1}  # a thread in which a weight sync never queues behind generation
+        return self._place(TorchEngine, index, concurrency_groups=control).remote(spec)
+
+    def trainer(self) -> Any:  # noqa: ANN401
+        config = self._config
+        spec = TrainerSpec(
+            self._model, self._weights, self._num_slots, config.num_steps, config.trainer, config.algorithm
+        )
+        return self._place(TorchTrainer, len(self._placement.engine_cpus)).remote(spec)
+
+    def worker(self, index: int) -> Any:  # noqa: ANN401
+        return self._place(RewardWorker, len(self._placement.engine_cpus) + 1 + index).remote(self._reward)
+
+    def _place(self, cls: type, bundle: int, **options: Any) -> Any:  # noqa: ANN401
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        cpus = self._placement.bundles[bundle]["CPU"]
+        return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
+
+
+@contextmanager
+def _shared_directory() -> Iterator[Path]:
+    """A directory in shared memory; those of runs that were killed are cleared away first."""
+    root = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    for left in root.glob("rlhaiku-*"):
+        owner = re.match(r"rlhaiku-(\d+)-", left.name)
+        if owner and not Path("/proc", owner[1]).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"rlhaiku-{os.getpid()}-", dir=root) as name:
+        yield Path(name)
