@@ -1,0 +1,88 @@
+"""A run as one or more attempts, each going on from the newest intact checkpoint and the ledger.
+
+A resume by hand and a restart after the trainer died are the same thing.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from actors.crew import MAX_DEATHS
+from launch.chaos import killing
+from launch.console import ConsoleReporter
+from launch.start import Cast
+from rlhaiku.checkpoints import RunState, read_state
+from rlhaiku.config import RunConfig, fingerprint
+from rlhaiku.coordinator import Coordinator, Surroundings
+from rlhaiku.errors import ActorDied, CrashLoop
+from rlhaiku.ledger import LEDGER_FILE, Ledger, ReplayingRollouts
+from rlhaiku.metrics import RunFiles
+
+
+class Attempts:
+    """Starts from the newest checkpoint, and starts again when something died that only a checkpoint can replace."""
+
+    def __init__(
+        self, config: RunConfig, directory: Path, around: Surroundings, ledger: Ledger, console: ConsoleReporter
+    ) -> None:
+        self._config, self._directory, self._around = config, directory, around
+        self._ledger, self._console = ledger, console
+        self._reached = 0
+        """Train steps done by the last attempt."""
+
+    def until_done(
+        self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None
+    ) -> RunState:
+        """The state at the end; raises CrashLoop when attempts die without getting further."""
+        deaths, died_at, died_s = 0, -1, None
+        while True:
+            try:
+                with start() as cast, killing(cast.actors, chaos):
+                    coordinator = self._prepare(cast, resume)
+                    if died_s is not None:
+                        self._console.recovered("the trainer", time.monotonic() - died_s)
+                    return self._drive(coordinator)
+            except ActorDied as death:
+                deaths = deaths + 1 if self._reached <= died_at else 1
+                if deaths >= MAX_DEATHS:
+                    raise CrashLoop(
+                        f"a run must get further after a death; {deaths} times in a row it did not get beyond step "
+                        f"{self._reached}. The last time: {death}"
+                    ) from death
+                died_at, died_s = max(died_at, self._reached), time.monotonic()
+                self._console.restarting(death)
+                resume, chaos = True, None if chaos is None else chaos + 1
+
+    def _prepare(self, cast: Cast, resume: bool) -> Coordinator:
+        """Everything as the newest intact checkpoint has it, what came after it rolled back."""
+        checkpoint, problems = self._around.checkpoints.newest_intact() if resume else (None, [])
+        state = read_state(checkpoint) if checkpoint else RunState()
+        attempt = self._ledger.begin_attempt(state.step, fingerprint(self._config))
+        if resume:
+            self._console.resuming(state, attempt, problems)
+        files = RunFiles(self._directory, self._config.output.poems_interval, state.step)
+        if checkpoint:
+            cast.roles.trainer.load(checkpoint)
+        max_staleness = self._config.rollout.max_staleness
+        rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
+        around = replace(self._around, reporters=(files, *self._around.reporters))
+        return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
+
+    def _drive(self, coordinator: Coordinator) -> RunState:
+        try:
+            return coordinator.run()
+        finally:
+            self._reached = coordinator.state.step
+
+
+def open_ledger(directory: Path) -> Ledger:
+    """The run's ledger, and with it the directory's lock; where it is missing, the newest checkpoint's copy."""
+    live = directory / LEDGER_FILE
+    copies = sorted(directory.glob(f"checkpoints/step-*/{LEDGER_FILE}"))
+    if copies and not live.exists():
+        shutil.copy(copies[-1], live.with_suffix(".partial"))
+        live.with_suffix(".partial").replace(live)
+    return Ledger(live)
