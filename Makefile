@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Where pip finds torch. On Linux the default index serves a CUDA build of several GB; PyTorch's own CPU index is enough.
 TORCH_INDEX ?=
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint bench chaos clean
 .DEFAULT_GOAL := train
 
 train: .venv/installed
@@ -23,6 +23,9 @@ lint: .venv/installed
 	.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[local,dev]'
 	@touch $@
+
+chaos: .venv/installed
+	.venv/bin/python -m benchmarks.chaos
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.reward_pool

@@ -11,6 +11,7 @@ from actors.actor import Actor
 
 MEAN_S = 15.0
 """Mean time between kills."""
+JOIN_S = 10.0
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def killing(actors: Callable[[], list[Actor]], seed: int | None) -> Iterator[Non
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(JOIN_S)
 
 
 def _kill_until(over: threading.Event, actors: Callable[[], list[Actor]], rng: Random) -> None:

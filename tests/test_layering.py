@@ -81,16 +81,48 @@ def test_importing_stays_light(module):
     assert done.stdout.strip() == "[]"
 
 
+WAITS_FOR_RAY = {"ray.get", "ray.wait"}
+NEED_A_TIMEOUT = WAITS_FOR_RAY | {
+    "subprocess.run", "subprocess.check_output", "subprocess.check_call", "subprocess.call", "urlopen",
+    "urllib.request.urlopen", "socket.create_connection", "aiohttp.ClientSession", "ClientSession",
+}
+BLOCK_WITHOUT_ARGUMENTS = {"join", "wait", "acquire", "communicate", "get"}
+"""Methods that wait for ever when they are given nothing: of threads, events, locks, processes, queues."""
+
+
+def unbounded_waits(source):
+    """Calls that may never end."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name in NEED_A_TIMEOUT and not any(keyword.arg == "timeout" for keyword in node.keywords):
+            yield f"{node.lineno}: {name} without timeout"
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in BLOCK_WITHOUT_ARGUMENTS:
+            if not node.args and not node.keywords:
+                yield f"{node.lineno}: {name}()"
+
+
 def test_every_wait_has_a_deadline():
-    """`ray.get` and `ray.wait` live in the one helper that always passes a timeout."""
-    callers = []
+    """Waits on Ray are in the one helper that treats a hang as a death; any other wait has a timeout of its own."""
     for top in BANNED:
         for path in sources(top):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ray.get", "ray.wait"):
-                    callers.append(path.relative_to(ROOT))
-                    assert any(keyword.arg == "timeout" for keyword in node.keywords), path
-    assert set(callers) == {Path("actors/waiting.py")}
+            source = path.read_text()
+            assert not list(unbounded_waits(source)), path
+            waits_for_ray = any(f"{name}(" in source for name in WAITS_FOR_RAY)
+            assert not waits_for_ray or path.relative_to(ROOT).name in ("waiting.py", "actor.py"), path
+
+
+@pytest.mark.parametrize("line", [
+    "ray.get(ref)", "thread.join()", "event.wait()", "subprocess.run(['sleep', '9'])", "queue.get()",
+])
+def test_waits_without_an_end_are_found(line):
+    assert list(unbounded_waits(line))
+
+
+def test_waits_with_an_end_are_allowed():
+    bounded = "ray.get(ref, timeout=3)\n', '.join(names)\nthread.join(3)\nevent.wait(3)\nnames.get(key)"
+    assert not list(unbounded_waits(bounded))
 
 
 def test_coordinator_is_read_in_one_sitting():
