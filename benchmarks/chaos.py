@@ -54,7 +54,8 @@ def start(directory: Path, resume: bool, log: Path) -> subprocess.Popen[bytes]:
     """A driver in a session of its own."""
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     how = ["--resume"] if resume else ["--preset", "laptop", *settings]
-    command = [sys.executable, "-c", "from launch.cli import main; main()", "train", "--output-dir", str(directory), *how]
+    train = "from launch.cli import main; main()", "train"
+    command = [sys.executable, "-c", *train, "--output-dir", str(directory), *how]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)

@@ -98,9 +98,9 @@ def unbounded_waits(source):
         name = ast.unparse(node.func)
         if name in NEED_A_TIMEOUT and not any(keyword.arg == "timeout" for keyword in node.keywords):
             yield f"{node.lineno}: {name} without timeout"
-        elif isinstance(node.func, ast.Attribute) and node.func.attr in BLOCK_WITHOUT_ARGUMENTS:
-            if not node.args and not node.keywords:
-                yield f"{node.lineno}: {name}()"
+        is_method = isinstance(node.func, ast.Attribute) and node.func.attr in BLOCK_WITHOUT_ARGUMENTS
+        if is_method and not node.args and not node.keywords:
+            yield f"{node.lineno}: {name}()"
 
 
 def test_every_wait_has_a_deadline():
