@@ -30,9 +30,11 @@ SETTINGS = {
     "num_steps": STEPS, "trainer.lr_schedule": "constant", "reward.num_workers": 1, "evaluation.interval": STEPS,
     "evaluation.num_prompts": 8, "output.save_interval": 2, "cluster.wait_timeout_s": 20,
 }
-VICTIMS = ("rollout engine", "reward worker", "trainer", "rollout engine, stopped", "driver", "everything")
+VICTIMS = {  # and how often each is chosen
+    "rollout engine": 4, "reward worker": 2, "trainer": 3, "rollout engine, stopped": 1, "driver": 2, "everything": 1,
+}
 CLASSES = {"rollout engine": "TorchEngine", "reward worker": "RewardWorker", "trainer": "TorchTrainer"}
-MEAN_S, LEAST_S = 6.0, 3.0
+MEAN_S, LEAST_S = 5.0, 2.0
 RUN_TIMEOUT_S = 900.0
 RECOVERED = re.compile(r"(?:the )?([a-z ]+?)(?: \d+)? works again, ([\d.]+) s after")
 
@@ -116,7 +118,7 @@ def one_run(directory: Path, rng: Random, tally: Tally, most_kills: int) -> None
         elif driver.returncode is not None:
             break
         elif kills < most_kills and (directory / "ledger.sqlite").exists():
-            victim = rng.choice(VICTIMS)
+            (victim,) = rng.choices(list(VICTIMS), weights=list(VICTIMS.values()))
             if strike(driver.pid, victim, rng):
                 kills += 1
                 tally.kills[victim] += 1

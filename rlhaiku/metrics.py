@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rlhaiku.advantages import is_zero_variance
 from rlhaiku.checkpoints import RunState
 from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
+from rlhaiku.files import writing
 from rlhaiku.types import Completion, GroupKey, Reward, Scored, ScoredGroup, SyncReport, TrainStats
 
 
@@ -85,15 +86,18 @@ class RunFiles:
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """Writes the evaluation's summary and every poem."""
         path = self._evaluation_file(state.step)
-        path.parent.mkdir(exist_ok=True)
         content = {"summary": summarize(answers_of(groups)).to_dict(), "samples": list(sample_rows(state.step, groups))}
-        path.write_text(json.dumps(content, indent=1))
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=1))
 
     def compare(self, last_step: int) -> Comparison:
         """The evaluation after `last_step` against the one before the first; also writes `eval/summary.json`."""
         base, trained = (_read_answers(self._evaluation_file(step)) for step in (0, last_step))
         comparison = compare(base, trained)
-        (self._directory / "eval" / "summary.json").write_text(json.dumps(comparison.to_dict(), indent=1))
+        path = self._directory / "eval" / "summary.json"
+        with writing(path):
+            path.write_text(json.dumps(comparison.to_dict(), indent=1))
         return comparison
 
     def _evaluation_file(self, step: int) -> Path:
@@ -136,7 +140,7 @@ def _read_answers(path: Path) -> list[Answer]:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 

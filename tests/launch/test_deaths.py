@@ -16,7 +16,7 @@ import torch
 from launch import checks, local, start
 from launch.local import run
 from rlhaiku.config import with_overrides, write_config
-from rlhaiku.errors import BadInput, CrashLoop
+from rlhaiku.errors import BadInput, CrashLoop, RunFailed
 from rlhaiku.ledger import Ledger
 
 STEPS = 4
@@ -161,3 +161,25 @@ def descendants(pid):
         layer = {child for child, parent in parents.items() if parent in layer}
         found += layer
     return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_an_error_that_says_so_and_a_resume_goes_on(calm_run, config, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True, timeout=10)
+    try:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(1_500_000))  # the first checkpoint fits, the second does not
+        config = with_overrides(config, ["output.save_interval=1"])
+        with pytest.raises(RunFailed) as failed:
+            run(config, output_dir=disk / "run")
+        assert "No space left" in str(failed.value) or "disk" in str(failed.value)
+        kept = sorted(path.name for path in (disk / "run" / "checkpoints").glob("step-*"))
+        assert kept and kept[-1] != f"step-{STEPS:06d}"
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, timeout=10)
+        assert run(config, output_dir=disk / "run", resume=True).finished
+        assert_same_run(disk / "run", calm_run)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True, timeout=10)
