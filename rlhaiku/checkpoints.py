@@ -1,16 +1,21 @@
 """Checkpoints that are either complete or absent: written under a temporary name, flushed, then renamed."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlhaiku.errors import RunFailed
 from rlhaiku.files import flush, flush_tree, writing
 from rlhaiku.ledger import LEDGER_FILE, Ledger
 
 STATE_FILE = "coordinator.json"
+NO_SPACE_BYTES = 1 << 20
+"""Less than this free, and a failed write has filled the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class CheckpointStore:
             for stale in (partial, final):  # `final`: left by an attempt that a resume went back behind
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True)
-            write_trainer(partial)
+            _write(partial, write_trainer)
             if self._ledger:
                 self._ledger.backup(partial / LEDGER_FILE)
             (partial / STATE_FILE).write_text(json.dumps({"state": asdict(state), "files": _digests(partial)}))
@@ -78,6 +83,16 @@ class CheckpointStore:
 def read_state(checkpoint: Path) -> RunState:
     """The coordinator's part of a checkpoint."""
     return RunState(**json.loads((checkpoint / STATE_FILE).read_text())["state"])
+
+
+def _write(directory: Path, write_trainer: Callable[[Path], None]) -> None:
+    """A library that meets a full disk says anything but that; so look."""
+    try:
+        write_trainer(directory)
+    except RunFailed as error:
+        if shutil.disk_usage(directory).free < NO_SPACE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
+        raise
 
 
 def _digests(directory: Path) -> dict[str, str]:
