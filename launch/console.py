@@ -2,9 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -12,11 +13,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from launch.live import LiveView
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import RlhaikuError
 from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summarize
 from rlhaiku.haiku.structure import score_structure
+from rlhaiku.health import Advice, advise
 from rlhaiku.judge import JudgeSettings
 from rlhaiku.metrics import StepReport, step_metrics
 from rlhaiku.types import ScoredGroup
@@ -32,10 +35,18 @@ class ConsoleReporter:
         self._config, self._directory = config, directory
         self._judge = f"{judge.model} at {judge.url}" if judge else "off"
         self._console = make_console()
+        self._live = LiveView(self._console, config.num_steps)
+        self._advised: dict[str, Advice] = {}
         self._started = time.perf_counter()
         self._step_seconds: list[float] = []
         self.recoveries: list[tuple[str, float]] = []
         """Who died and was replaced, and the seconds it took."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def header(self, num_prompts: int, num_held_out: int, inline_below: int) -> None:
         """Says what will run, and where; `inline_below`: poems that the driver scores itself, 0 for none."""
@@ -55,9 +66,21 @@ class ConsoleReporter:
         self._console.print("[dim]starting Ray and the actors ...[/]")
 
     def step(self, report: StepReport) -> None:
-        """One line; poems every `output.poems_interval` steps."""
+        """A new live view, or one line; poems every `output.poems_interval` steps; advice when a sign appears."""
         row = step_metrics(report)
         self._step_seconds.append(sum(report.seconds.values()))
+        if self._live.is_on:
+            self._live.update(row, self._eta(report.state.step))
+        else:
+            self._print_line(report, row)
+        if report.state.step % self._config.output.poems_interval == 0:
+            self._console.print(_poems(report.groups[:2]))
+        advice = advise(row)
+        for name in advice.keys() - self._advised.keys():
+            self._tell(f"[yellow]{escape(advice[name].sign)}[/]: {escape(advice[name].remedy)}")
+        self._advised = advice
+
+    def _print_line(self, report: StepReport, row: Mapping[str, float]) -> None:
         named = {name: row[f"reward/{name}"] for name in ("structure", "strict", "topic") if f"reward/{name}" in row}
         shares = "".join(f"  {name} {value:.2f}" for name, value in named.items())
         lost = f"  [red]unscored {row['reward/unscored']:.0f}[/]" if row["reward/unscored"] else ""
@@ -69,8 +92,6 @@ class ConsoleReporter:
             f"{seconds['train']:.2f} sync {seconds['sync']:.3f} s  eta {self._eta(report.state.step)}[/]",
             highlight=False, soft_wrap=True,
         )
-        if report.state.step % self._config.output.poems_interval == 0:
-            self._console.print(_poems(report.groups[:2]))
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """One line."""
@@ -104,6 +125,7 @@ class ConsoleReporter:
 
     def end(self, comparison: Comparison | None) -> None:
         """Before and after, and how to go on."""
+        self._live.stop()
         command = "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
         resume = f"{command} train --resume --output-dir {self._directory}"
         if comparison is None:

@@ -65,7 +65,7 @@ def run(
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
         write_config(config, directory / "config.toml")
-        console = ConsoleReporter(config, directory, spec.judge)
+        console = stack.enter_context(ConsoleReporter(config, directory, spec.judge))
         console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
         stack.enter_context(local_ray(placement.total_cpus))
         around = Surroundings(
