@@ -50,6 +50,7 @@ class Actor:
         if self._process is None:
             with suppress(RayError):
                 self._process = ray.get(self._process_ref, timeout=LOOK_UP_S)
+                self.last_sign_s = time.monotonic()  # it is up: only now can it be late
         return self._process
 
     def kill(self, because: str) -> None:

@@ -17,6 +17,8 @@ from actors.actor import Actor
 from rlhaiku.errors import ActorDied, ActorFailed, RlhaikuError, WaitTimeout
 from rlhaiku.events import RoleEvent
 
+START_TIMEOUT_S = 600.0
+"""How long an actor may take to start, whatever the deadline of its answers: it loads a model."""
 BURIAL_S = 30.0
 """How long Ray may take to notice that a killed process is gone."""
 
@@ -134,8 +136,9 @@ class RayEvents:
     def _bury_the_silent(self, waiting_for: str) -> None:
         """Kills whoever has been silent for too long; Ray reports the deaths, and they go the way of all deaths."""
         for actor in {pending.actor for pending in self._pending.values()}:
+            limit_s = self._timeout_s if actor.process() else max(self._timeout_s, START_TIMEOUT_S)
             silence_s = self._silence_s(actor)
-            if silence_s < self._timeout_s:
+            if silence_s < limit_s:
                 continue
             report = (
                 f"{waiting_for}: {actor}, busy with {actor.doing}, must give a sign within {self._timeout_s:g} s; "

@@ -95,7 +95,7 @@ def find(driver: int, victim: str) -> list[int]:
 def strike(driver: int, victim: str, rng: Random) -> bool:
     """Kills or stops one victim; false if there was none."""
     pids = find(driver, victim)
-    if not pids:
+    if not pids or not find(driver, "trainer"):  # a run that only starts is not worth a kill
         return False
     number = signal.SIGSTOP if victim.endswith("stopped") else signal.SIGKILL
     for pid in pids if victim == "everything" else [rng.choice(pids)]:

@@ -1,5 +1,6 @@
 """Paired measurements: two ways of doing the same, in turns, in one run; only their ratio is reported."""
 
+import argparse
 import json
 import os
 import platform
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before anybody imports transformers
 RESAMPLES = 2000
-PACKAGES = ("numpy", "ray", "aiohttp")
+PACKAGES = ("numpy", "ray", "aiohttp", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def refuse_when_busy(force: bool) -> float:
     if load > cores and not force:
         sys.exit(f"the load average must not exceed the {cores} cores; it is {load:.1f}. Wait, or add --force.")
     return load
+
+
+def standard_main(description: str | None, measure: Callable[[bool], list[Paired]]) -> None:
+    """The command line every benchmark shares; `measure(smoke)` does the work."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    options = parser.parse_args()
+    load = refuse_when_busy(options.force or options.smoke)
+    results = measure(options.smoke)
+    if not options.smoke:
+        write_results(options.output, results, load)
 
 
 def write_results(path: Path, results: list[Paired], load: float) -> None:

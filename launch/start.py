@@ -22,7 +22,7 @@ from actors.reward_worker import RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.trainers.trainer_group import TrainerGroup
-from actors.waiting import RayEvents, wait_for
+from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for
 from actors.weight_sync import SharedMemorySync
 from launch.checks import resolve_model
 from launch.placement import Placement
@@ -64,7 +64,8 @@ def start_actors(
 
         try:
             for actor in everybody():
-                wait_for(actor.handle.__ray_ready__.remote(), timeout_s, actor, "to start")
+                start_s = max(timeout_s, START_TIMEOUT_S)
+                wait_for(actor.handle.__ray_ready__.remote(), start_s, actor, "to start")
             roles = Roles(
                 rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
                 rewards=RewardPool(workers, events, reward.judge is not None, inline),
