@@ -91,9 +91,9 @@ def standard_main(description: str | None, measure: Callable[[bool], list[Paired
         write_results(options.output, results, load)
 
 
-def write_results(path: Path, results: list[Paired], load: float) -> None:
-    """Appends one JSON line per result: the numbers, and everything needed to read them later."""
-    around = {
+def circumstances(load: float) -> dict[str, object]:
+    """Everything needed to read a number later."""
+    return {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "device": platform.processor() or platform.machine(),
@@ -103,5 +103,9 @@ def write_results(path: Path, results: list[Paired], load: float) -> None:
         "load_before": load,
         "order": "ABBA",
     }
+
+
+def write_results(path: Path, results: list[Paired], load: float) -> None:
+    """Appends one JSON line per result, with its circumstances."""
     with path.open("a") as file:
-        file.writelines(json.dumps(around | asdict(result)) + "\n" for result in results)
+        file.writelines(json.dumps(circumstances(load) | asdict(result)) + "\n" for result in results)

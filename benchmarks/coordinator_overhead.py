@@ -1,0 +1,103 @@
+"""What the coordinator costs: the part of a step in which neither engine, reward, trainer nor sync was at work.
+
+    python -m benchmarks.coordinator_overhead [--smoke] [--output FILE]
+
+Spans are recorded inside the actors, around the work itself, on the machine's own clock; a step's overhead is its wall
+time minus the union of the spans in it.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+
+from actors.engines.torch_engine import TorchEngine
+from actors.reward_worker import RewardWorker
+from actors.trainers.torch_trainer import TorchTrainer
+from benchmarks.measure import circumstances
+from launch import start
+from launch.local import run
+from rlhaiku.config import load_config
+from rlhaiku.coordinator import Coordinator
+
+GOAL = 0.02
+FIRST_STEP = 3
+"""Earlier ones warm up."""
+Span = tuple[float, float]
+
+
+def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
+    """The class with each method's beginning and end appended to a file of its process."""
+
+    def around(function: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: object, *arguments: object) -> object:
+            began = time.time()
+            result = function(self, *arguments)
+            with (directory / f"{cls.__name__}-{id(self)}.spans").open("a") as file:
+                file.write(json.dumps([began, time.time()]) + "\n")
+            return result
+
+        return method
+
+    return type(cls.__name__, (cls,), {name: around(getattr(cls, name)) for name in methods})
+
+
+def read_spans(path: Path) -> list[Span]:
+    """What `spanned` wrote."""
+    return [(began, ended) for began, ended in map(json.loads, path.read_text().splitlines())]
+
+
+def union_s(spans: Sequence[Span], window: Span) -> float:
+    """Seconds of the window that at least one span covers."""
+    covered, reached = 0.0, window[0]
+    for began, ended in sorted(spans):
+        began, ended = max(began, reached), min(ended, window[1])
+        if ended > began:
+            covered += ended - began
+            reached = ended
+    return covered
+
+
+def main() -> None:
+    """Runs the laptop preset for some steps and prints the overhead."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    steps = 4 if options.smoke else 20
+    config = load_config("laptop", [f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2"])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        start.TorchEngine = spanned(TorchEngine, ["generate", "receive_weights"], directory)  # type: ignore[misc]
+        start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
+        start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
+        Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
+        load = os.getloadavg()[0]
+        run(config, output_dir=directory / "run")
+        windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)]
+        work = [span for path in directory.glob("[!C]*.spans") for span in read_spans(path)]
+    shares, overheads_ms = [], []
+    for began, ended in windows[FIRST_STEP:]:
+        idle_s = ended - began - union_s(work, (began, ended))
+        shares.append(idle_s / (ended - began))
+        overheads_ms.append(1000 * idle_s)
+    share = median(shares)
+    met = "met" if share <= GOAL else "NOT met"
+    print(f"coordinator overhead: {share:.1%} of a step, {median(overheads_ms):.0f} ms (goal {GOAL:.0%}: {met})")
+    if not options.smoke:
+        row = {"name": "coordinator overhead, laptop preset", "share": share, "ms": overheads_ms, "goal": GOAL}
+        with options.output.open("a") as file:
+            file.write(json.dumps(circumstances(load) | row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A whole GRPO step, generation to updated weights, against TRL's GRPOTrainer.
+
+Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
+
+    python -m benchmarks.grpo_step --peer-python PATH [--smollm2] [--smoke] [--output FILE] [--force]
+
+PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
+each; the first steps of each process are not counted.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import circumstances, refuse_when_busy
+from benchmarks.models import bundled, smollm2_shape
+from launch.local import load_prompts
+from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
+
+ROOT = Path(__file__).parents[1]
+THREADS = 2
+WARM_UP = 2
+TIMEOUT_S = 1800.0
+OURS = """
+import sys
+from pathlib import Path
+from launch.local import run
+from rlhaiku.config import read_config
+run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
+"""
+
+
+def settings(model: Path, smoke: bool, big: bool) -> tuple[dict[str, Any], RunConfig]:
+    """TRL's settings as JSON and ours as a RunConfig, for the same job."""
+    groups, steps, max_tokens = (2, 3, 8) if smoke else (4, 4, 32) if big else (16, 10, 48)
+    config = with_overrides(load_config("laptop"), [
+        f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
+        f"rollout.tile_groups={groups // 2}", f"rollout.max_tokens={max_tokens}", "trainer.lr_schedule=constant",
+        "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}", "evaluation.num_prompts=1",
+        "evaluation.samples_per_prompt=1", f"output.save_interval={steps}",
+    ])
+    prompts, _ = load_prompts(config)
+    peer = {
+        "model": str(model), "threads": THREADS, "groups": groups, "group_size": config.rollout.group_size,
+        "max_tokens": max_tokens, "steps": steps, "lr": config.trainer.lr, "topic_weight": config.reward.topic_weight,
+        "prompts": [{"text": prompt.text, "topic": prompt.topic} for prompt in prompts],
+    }
+    return peer, config
+
+
+def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list[float]]:
+    """TRL's seconds per step, rewards and mean lengths."""
+    file = scratch / "peer.json"
+    file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
+    command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+                                "OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        sys.exit(f"the peer failed:\n{done.stderr[-3000:]}")
+    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_ours(config: RunConfig, scratch: Path, turn: int) -> dict[str, list[float]]:
+    """The same of ours, from metrics.jsonl; a step is rollout, scoring, train step and weight sync."""
+    write_config(config, scratch / "ours.toml")
+    directory = scratch / f"ours-{turn}"
+    command = [sys.executable, "-c", OURS, str(scratch / "ours.toml"), str(directory)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "seconds": [row["time/rollout_s"] + row["time/train_s"] + row["time/sync_s"] for row in rows],
+        "reward": [row["reward/mean"] for row in rows],
+        "length": [row["completion/length_mean"] for row in rows],
+    }
+
+
+def main() -> None:
+    """Takes turns and prints the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--smollm2", action="store_true", help="random weights of SmolLM2-135M's shape, 4 x 8 x 32")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    load = refuse_when_busy(options.force or options.smoke)
+    ours: list[dict[str, list[float]]] = []
+    peers: list[dict[str, list[float]]] = []
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        model = smollm2_shape(scratch / "model") if options.smollm2 else bundled()
+        peer, config = settings(model, options.smoke, options.smollm2)
+        for turn in range(1 if options.smoke else options.pairs):
+            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                if side == 0:
+                    peers.append(run_peer(options.peer_python, peer, scratch))
+                else:
+                    ours.append(run_ours(config, scratch, turn))
+    medians = [[median(run["seconds"][WARM_UP:]) for run in side] for side in (peers, ours)]
+    ratios = np.array(medians[0]) / np.array(medians[1])
+    lengths = [fmean(run["length"][WARM_UP] for run in side) for side in (peers, ours)]
+    ratio = float(np.median(ratios))
+    what = "SmolLM2-135M's shape" if options.smollm2 else "bundled model"
+    print(f"GRPO step, {what}: TRL / rlhaiku {ratio:.2f}x {[round(float(r), 2) for r in ratios]}, "
+          f"{fmean(medians[0]):.2f} -> {fmean(medians[1]):.2f} s, mean length {lengths[0]:.1f} and {lengths[1]:.1f} "
+          f"(goal 1.7: {'met' if ratio >= 1.7 else 'NOT met'})")
+    if not options.smoke:
+        row = {"name": f"GRPO step, {what}", "ratio": ratio, "ratios": ratios.tolist(), "goal": 1.7, "peers": peers,
+               "ours": ours}
+        with options.output.open("a") as file:
+            file.write(json.dumps(circumstances(load) | row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""One side of `benchmarks.grpo_step`: TRL's GRPOTrainer on the same model, prompts and reward, in TRL's environment.
+
+    TRL_PYTHON benchmarks/peers/trl_grpo.py SETTINGS.json      prints one JSON line with the seconds of each step
+
+`rlhaiku` itself must be importable there for the reward (add the project to PYTHONPATH); nothing else of it is used.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rlhaiku.haiku.reward import HaikuReward
+from rlhaiku.types import Prompt
+
+SETTINGS = json.loads(Path(sys.argv[1]).read_text())
+REWARD = HaikuReward(SETTINGS["topic_weight"])
+
+
+def haiku(completions: list[str], topic: list[str], text: list[str], **_: object) -> list[float]:
+    """The reward both sides use."""
+    return [REWARD(Prompt("", t, p, ()), c).total for c, t, p in zip(completions, topic, text, strict=True)]
+
+
+class Clock(TrainerCallback):
+    """Seconds from one optimizer step's end to the next: generation, scoring and training."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.last = time.perf_counter()
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+
+
+def main() -> None:
+    """Trains for the given number of steps."""
+    torch.set_num_threads(SETTINGS["threads"])
+    rows = SETTINGS["prompts"]
+    clock = Clock()
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(SETTINGS["model"], dtype=torch.float32),
+        processing_class=AutoTokenizer.from_pretrained(SETTINGS["model"], padding_side="left"),
+        reward_funcs=[haiku],
+        train_dataset=Dataset.from_list([{"prompt": r["text"], "topic": r["topic"], "text": r["text"]} for r in rows]),
+        callbacks=[clock],
+        args=GRPOConfig(
+            output_dir=SETTINGS["output_dir"],
+            use_cpu=True,
+            bf16=False,
+            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
+            num_generations=SETTINGS["group_size"],
+            max_completion_length=SETTINGS["max_tokens"],
+            max_steps=SETTINGS["steps"],
+            learning_rate=SETTINGS["lr"],
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            beta=0.0,
+            epsilon=0.2,
+            epsilon_high=0.28,
+            temperature=1.0,
+            loss_type="bnpo",  # mean over all tokens of the batch, as ours
+            mask_truncated_completions=False,
+            gradient_checkpointing=False,
+            num_iterations=1,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=0,
+        ),
+    )
+    clock.last = time.perf_counter()
+    trainer.train()
+    history = trainer.state.log_history
+    print(json.dumps({
+        "seconds": clock.seconds,
+        "reward": [row["reward"] for row in history if "reward" in row],
+        "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
+    }))
+
+
+if __name__ == "__main__":
+    main()
