@@ -40,11 +40,7 @@ class Attempts:
         deaths, died_at, died_s = 0, -1, None
         while True:
             try:
-                with start() as cast, killing(cast.actors, chaos):
-                    coordinator = self._prepare(cast, resume)
-                    if died_s is not None:
-                        self._console.recovered("the trainer", time.monotonic() - died_s)
-                    return self._drive(coordinator)
+                return self._attempt(start, resume, chaos, died_s)
             except ActorDied as death:
                 deaths = deaths + 1 if self._reached <= died_at else 1
                 if deaths >= MAX_DEATHS:
@@ -55,6 +51,18 @@ class Attempts:
                 died_at, died_s = max(died_at, self._reached), time.monotonic()
                 self._console.restarting(death)
                 resume, chaos = True, None if chaos is None else chaos + 1
+
+    def _attempt(
+        self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None, died_s: float | None
+    ) -> RunState:
+        with start() as cast, killing(cast.actors, chaos):
+            coordinator = self._prepare(cast, resume)
+            if died_s is not None:
+                self._console.recovered("the trainer", time.monotonic() - died_s)
+            try:
+                return coordinator.run()
+            finally:
+                self._reached = coordinator.state.step
 
     def _prepare(self, cast: Cast, resume: bool) -> Coordinator:
         """Everything as the newest intact checkpoint has it, what came after it rolled back."""
@@ -70,12 +78,6 @@ class Attempts:
         rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
         around = replace(self._around, reporters=(files, *self._around.reporters))
         return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
-
-    def _drive(self, coordinator: Coordinator) -> RunState:
-        try:
-            return coordinator.run()
-        finally:
-            self._reached = coordinator.state.step
 
 
 def open_ledger(directory: Path) -> Ledger:
