@@ -6,7 +6,7 @@ from launch.checks import resolve_model
 from rlhaiku.types import GroupKey, GroupRequest, Prompt, Sampling, TrainBatch, TrainGroup, TrainSample
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-VOCABULARY = 4000
+VOCABULARY = 2000
 """Prompts are made of token ids below this, which every model here has."""
 
 
