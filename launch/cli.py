@@ -82,11 +82,15 @@ def evaluate(
 @app.command()
 def prepare(
     output: Annotated[Path, typer.Argument(help="Directory for train.parquet, test.parquet and manifest.json.")],
+    source: Annotated[str, typer.Option(help="embedded, or the tutorial's statworx/haiku (a download).")] = "embedded",
+    split: Annotated[
+        Literal["topics", "tutorial"], typer.Option(help="tutorial: its last rows are the test, its columns are kept.")
+    ] = "topics",
 ) -> None:
-    """Write the embedded prompts as a data set, topics split into train and held-out."""
-    from rlhaiku.haiku.dataset import prepare_embedded
+    """Write prompts as a data set, by default the embedded ones with topics split into train and held-out."""
+    from rlhaiku.haiku.statworx import prepare as prepare_data
 
-    Console().print_json(json.dumps(prepare_embedded(output).to_dict()))
+    Console().print_json(json.dumps(prepare_data(output, source, split).to_dict()))
 
 
 @app.command()

@@ -42,6 +42,16 @@ class RunResult:
     """Actors that died: who, and the seconds from noticing it to its successor's first finished work."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What whoever starts a run may want to have a say in."""
+
+    saved: Callable[[], None] = lambda: None
+    """Called after each checkpoint, once it is complete on disk."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked after every step; true ends the run like Ctrl-C does, with a checkpoint."""
+
+
 def run(
     config: RunConfig,
     *,
@@ -50,6 +60,7 @@ def run(
     output_dir: str | Path = "runs/local",
     resume: bool = False,
     chaos: int | None = None,
+    hooks: Hooks | None = None,
 ) -> RunResult:
     """Trains with one Ray on this machine, torch engines and a torch trainer.
 
@@ -62,19 +73,21 @@ def run(
     placement = check_run(config, directory, resume)
     spec = reward_spec(config, reward, rubric, directory)
     prompts, eval_prompts = load_prompts(config)
+    hooks = hooks or Hooks()
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
         write_config(config, directory / "config.toml")
         console = stack.enter_context(ConsoleReporter(config, directory, spec.judge))
         console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
         stack.enter_context(local_ray(placement.total_cpus))
+        is_asked = stack.enter_context(_stop_on_signal(console))
         around = Surroundings(
             PromptOrder(prompts, config.seed),
             eval_prompts,
-            CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger),
+            CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger, hooks.saved),
             reporters=(console,),
             sinks=(ledger,),
-            should_stop=stack.enter_context(_stop_on_signal(console)),
+            should_stop=lambda: is_asked() or hooks.should_stop(),
         )
         attempts = Attempts(config, directory, around, ledger, console)
         state = attempts.until_done(lambda: start_actors(config, placement, spec, console), resume, chaos)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import BadInput
 
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives to the node the driver runs on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """CPU bundles of the run's placement group, in the order engines, trainer, reward workers."""
+    """CPUs of the run's actors, and the bundles of its placement group."""
 
     engine_cpus: tuple[int, ...]
     trainer_cpus: int
@@ -21,8 +24,9 @@ class Placement:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """One bundle per actor, as Ray wants them."""
-        return [{"CPU": float(cpus)} for cpus in (*self.engine_cpus, self.trainer_cpus, *self.reward_cpus)]
+        """One for engines and trainer, who share memory with the driver's node, then one for each reward worker."""
+        together = {"CPU": float(sum(self.engine_cpus) + self.trainer_cpus), HEAD: 0.001}
+        return [together, *({"CPU": float(cpus)} for cpus in self.reward_cpus)]
 
     @property
     def total_cpus(self) -> int:

@@ -50,7 +50,7 @@ def start_actors(
     """
     timeout_s, watcher = config.cluster.wait_timeout_s, watcher or Unwatched()
     with _shared_directory() as shared:
-        group = placement_group(placement.bundles, strategy="PACK")
+        group = placement_group(placement.bundles, strategy="SPREAD" if config.cluster.num_nodes > 1 else "PACK")
         wait_for(group.ready(), timeout_s, "Ray", f"for {placement.total_cpus} CPU slots")
         spawn = _Spawn(config, placement, reward, shared / "weights", group)
         engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines, watcher)
@@ -106,21 +106,20 @@ class _Spawn:
             tuple(self.published[-self._num_slots :]),
         )
         control = {"control": 1}  # a thread in which a weight sync never queues behind generation
-        return self._place(TorchEngine, index, concurrency_groups=control).remote(spec)
+        return self._place(TorchEngine, 0, rollout.threads_per_engine, concurrency_groups=control).remote(spec)
 
     def trainer(self) -> Any:  # noqa: ANN401
         config = self._config
         spec = TrainerSpec(
             self._model, self._weights, self._num_slots, config.num_steps, config.trainer, config.algorithm
         )
-        return self._place(TorchTrainer, len(self._placement.engine_cpus)).remote(spec)
+        return self._place(TorchTrainer, 0, self._placement.trainer_cpus).remote(spec)
 
     def worker(self, index: int) -> Any:  # noqa: ANN401
-        return self._place(RewardWorker, len(self._placement.engine_cpus) + 1 + index).remote(self._reward)
+        return self._place(RewardWorker, 1 + index, self._placement.reward_cpus[index]).remote(self._reward)
 
-    def _place(self, cls: type, bundle: int, **options: Any) -> Any:  # noqa: ANN401
+    def _place(self, cls: type, bundle: int, cpus: int, **options: Any) -> Any:  # noqa: ANN401
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        cpus = self._placement.bundles[bundle]["CPU"]
         return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
 
 

@@ -31,11 +31,17 @@ class RunState:
 class CheckpointStore:
     """The directory `checkpoints/` of a run: `step-NNNNNN/` after that many train steps."""
 
-    def __init__(self, root: Path, keep_last: int, ledger: Ledger | None = None) -> None:
-        """With a ledger, each checkpoint holds a copy of it, and steps older than all checkpoints lose their tokens."""
+    def __init__(
+        self, root: Path, keep_last: int, ledger: Ledger | None = None, on_saved: Callable[[], None] = lambda: None
+    ) -> None:
+        """With a ledger, each checkpoint holds a copy of it, and steps older than all checkpoints lose their tokens.
+
+        `on_saved`: told after each checkpoint, e.g. to copy it to where it outlives this machine.
+        """
         self._root = root
         self._keep_last = keep_last
         self._ledger = ledger
+        self._on_saved = on_saved
 
     def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path:
         """Lets the trainer write into a temporary directory, completes it atomically, forgets the oldest.
@@ -59,6 +65,7 @@ class CheckpointStore:
                 shutil.rmtree(old)
         if self._ledger:
             self._ledger.prune(read_state(self.complete()[0]).step)
+        self._on_saved()
         return final
 
     def complete(self) -> list[Path]:

@@ -151,7 +151,7 @@ def load_rows(path: Path, split: str) -> list[dict[str, Any]]:
     import datasets
 
     # A cache of its own: the shared one is keyed by path and would outlive a file that was prepared again.
-    with _no_progress_bars(), tempfile.TemporaryDirectory(prefix="rlhaiku-data-") as cache:
+    with no_progress_bars(), tempfile.TemporaryDirectory(prefix="rlhaiku-data-") as cache:
         table = datasets.Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
         rows: list[dict[str, Any]] = table.to_list()
     return rows
@@ -180,13 +180,13 @@ def _parquet(rows: Sequence[Row], split: str) -> bytes:
     import datasets
 
     buffer = io.BytesIO()
-    with _no_progress_bars():
+    with no_progress_bars():
         datasets.Dataset.from_list(list(rows)).to_parquet(buffer)
     return buffer.getvalue()
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keeps `datasets` silent, and leaves its setting as it was."""
     from datasets.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

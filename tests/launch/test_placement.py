@@ -7,7 +7,7 @@ from rlhaiku.errors import BadInput
 
 def test_the_laptop_preset_fits_two_cores():
     placement = plan_placement(load_config("laptop"), num_cores=2)
-    assert placement.bundles == [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 1.0}]
+    assert placement.bundles == [{"CPU": 4.0, "node:__internal_head__": 0.001}, {"CPU": 1.0}]
     assert placement.total_cpus == 5
 
 

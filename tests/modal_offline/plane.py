@@ -52,7 +52,7 @@ class Plane:
     def __init__(self, root: Path, hosts: list):
         """`hosts`: where containers run, by rank; see `containers.Host`."""
         self.root, self.hosts = root, hosts
-        self.url = ""
+        self.url = self.blob_url = ""
         self.requests: list[tuple[str, Message]] = []
         self.functions: dict[str, pb.Function] = {}
         self.app_of: dict[str, str] = {}
@@ -149,13 +149,14 @@ class Plane:
         return Empty()
 
     async def AppGetLogs(self, request):
-        lines, position = self._logs[request.app_id], int(request.last_entry_id or 0)
+        lines, shown = self._logs[request.app_id], int(request.last_entry_id or 0)
         deadline = time.monotonic() + request.timeout
         while time.monotonic() < deadline:
             is_over = request.app_id in self._ended
-            for position, text in enumerate(lines[position:], start=position + 1):
+            for text in lines[shown:]:
+                shown += 1
                 items = [pb.TaskLogs(data=text, file_descriptor=pb.FILE_DESCRIPTOR_STDOUT, timestamp=time.time())]
-                yield pb.TaskLogsBatch(entry_id=str(position), items=items)
+                yield pb.TaskLogsBatch(entry_id=str(shown), items=items)
             if is_over:
                 yield pb.TaskLogsBatch(app_done=True)
                 return

@@ -1,0 +1,213 @@
+"""Ray across the containers of a clustered Modal function, one node per container.
+
+    rank 0     the head: starts Ray, waits for the others, runs the driver, watches that no node is lost
+    rank > 0   a worker: joins, then watches its own Ray and the head, and fails as soon as either is gone
+
+A node is one child process, `ray start --block`: it ends when a part of Ray ends, and ends Ray when it is ended. No
+`ray stop`, which looks for processes by name. A failed attempt leaves nothing that the next one could trip over.
+"""
+
+import _thread
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import ray
+
+from launch.ray_runtime import ENVIRONMENT, OBJECT_STORE_BYTES
+from rlhaiku.errors import BadInput, RunFailed
+
+PORT = 6379
+DASHBOARD_PORT = 8265
+OPEN_FILES = 65536
+WATCH_S = 5.0
+MISSES = 3
+"""Looks in a row that must fail before somebody counts as gone."""
+
+
+class NodeLost(RunFailed):
+    """A container of the cluster, or its Ray, is gone; another attempt gets new ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This container in its cluster."""
+
+    rank: int
+    addresses: tuple[str, ...]
+    """Of every container, by rank."""
+
+    @classmethod
+    def discover(cls, num_nodes: int) -> "Place":
+        """Asks Modal; a cluster of one is on loopback and asks nobody. IPv4 is preferred: torch and vLLM want it."""
+        if num_nodes == 1:
+            return cls(0, ("127.0.0.1",))
+        import modal
+
+        cluster = modal.Cluster.from_context()
+        addresses = cluster.container_ips(family="ipv4") or cluster.container_ips(family="ipv6")
+        if len(addresses) != num_nodes:
+            raise RunFailed(f"a cluster of {num_nodes} nodes needs as many addresses; Modal gave {addresses}")
+        return cls(cluster.container_rank(), tuple(addresses))
+
+
+class ModalRayCluster:
+    """`with ModalRayCluster(place, num_cpus) as cluster:` has Ray running here; on the head, on all nodes."""
+
+    def __init__(
+        self, place: Place, num_cpus: int, num_gpus: int = 0, start_timeout_s: float = 600.0, dashboard: bool = False
+    ) -> None:
+        """`num_cpus`, `num_gpus`: of each node; `dashboard`: on the head's loopback, behind RAY_AUTH_TOKEN."""
+        self.place = place
+        self.lost = ""
+        self._cpus, self._gpus, self._dashboard = num_cpus, num_gpus, dashboard
+        self._deadline = time.monotonic() + start_timeout_s
+        self._port = PORT if len(place.addresses) > 1 else _free_port()
+        self._ray: subprocess.Popen[bytes] | None = None
+        self._stopped = threading.Event()
+        self._temporary = tempfile.mkdtemp(prefix="rlh-", dir="/tmp")  # socket paths end at 107 characters
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the driver runs here."""
+        return self.place.rank == 0
+
+    @property
+    def head(self) -> str:
+        """Address of the head, for `ray.init`."""
+        host = self.place.addresses[0]
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+        if self.lost and isinstance(error, KeyboardInterrupt):  # it was `_watch_nodes` that interrupted
+            raise NodeLost(self.lost) from None
+
+    def hold(self) -> None:
+        """On a worker: returns never, raises NodeLost when this node's Ray or the head is gone."""
+        misses = 0
+        while misses < MISSES:
+            self._require_ray()
+            misses = 0 if self._head_answers() else misses + 1
+            time.sleep(WATCH_S)
+        raise NodeLost(f"the head at {self.head} has not answered for {MISSES * WATCH_S:.0f} s")
+
+    def stop(self) -> None:
+        """Ends this node's Ray and removes its files."""
+        self._stopped.set()
+        ray.shutdown()
+        if self._ray is not None:
+            self._ray.terminate()
+            try:
+                self._ray.wait(30)
+            except subprocess.TimeoutExpired:
+                self._ray.kill()
+                self._ray.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _start(self) -> None:
+        self._check_machine()
+        for name, value in (ENVIRONMENT | {"RAY_AUTH_MODE": self._auth_mode()}).items():
+            os.environ[name] = value  # on every rank, whatever a home directory or an image says
+        if not self.is_head:
+            self._wait_until(self._head_answers, f"the head at {self.head}")
+        with open(os.path.join(self._temporary, "start.log"), "wb") as log:
+            self._ray = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if not self.is_head:
+            return
+        self._wait_until(self._head_answers, "this node's Ray")
+        ray.init(address=self.head, log_to_driver=False, logging_level="ERROR")
+        self._wait_until(lambda: self._num_alive() == len(self.place.addresses), "all nodes to join")
+        threading.Thread(target=self._watch_nodes, daemon=True).start()
+
+    def _argv(self) -> list[str]:
+        node = ["--head", f"--port={self._port}"] if self.is_head else [f"--address={self.head}"]
+        dashboard = self._dashboard and self.is_head
+        node += [f"--include-dashboard={str(dashboard).lower()}"] if self.is_head else []
+        node += ["--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD_PORT}"] if dashboard else []
+        return [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *node),
+            *(f"--node-ip-address={self.place.addresses[self.place.rank]}", f"--num-cpus={self._cpus}"),
+            *(f"--num-gpus={self._gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            *([f"--temp-dir={self._temporary}"] if self.is_head else []),
+        ]
+
+    def _auth_mode(self) -> str:
+        if os.environ.get("RAY_AUTH_TOKEN"):
+            return "token"
+        if self._dashboard:
+            raise BadInput("the dashboard runs code for whoever reaches it, so it needs RAY_AUTH_TOKEN", "none",
+                           "Export one where you start the run.")
+        return "disabled"
+
+    def _check_machine(self) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        free = shutil.disk_usage("/dev/shm").free
+        if free < 2 * OBJECT_STORE_BYTES:  # Ray would fall back to /tmp without a word; weights need room as well
+            raise RunFailed(f"/dev/shm must have {2 * OBJECT_STORE_BYTES} bytes free; it has {free}")
+
+    def _wait_until(self, done: Callable[[], bool], waiting_for: str) -> None:
+        while not done():
+            self._require_ray()
+            if time.monotonic() > self._deadline:
+                raise RunFailed(f"rank {self.place.rank} waited for {waiting_for} until its deadline\n{self._log()}")
+            time.sleep(0.2)
+
+    def _require_ray(self) -> None:
+        status = self._ray.poll() if self._ray else None
+        if status is not None:
+            raise NodeLost(f"Ray of rank {self.place.rank} ended with status {status}\n{self._log()}")
+
+    def _log(self) -> str:
+        try:
+            with open(os.path.join(self._temporary, "start.log"), encoding="utf-8", errors="replace") as log:
+                return log.read()[-2000:]
+        except OSError:
+            return ""
+
+    def _head_answers(self) -> bool:
+        try:
+            with socket.create_connection((self.place.addresses[0], self._port), timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def _num_alive(self) -> int:
+        return sum(node["Alive"] for node in ray.nodes())
+
+    def _watch_nodes(self) -> None:
+        """Interrupts the driver when a node is gone: it would wait for answers that cannot come."""
+        misses = 0
+        while misses < MISSES and not self._stopped.wait(WATCH_S):
+            gone = len(self.place.addresses) - self._num_alive()
+            misses = misses + 1 if gone else 0
+        if misses == MISSES:
+            self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"
+        while self.lost and not self._stopped.wait(1.0):  # the first interrupt of a run only asks it to finish its step
+            _thread.interrupt_main()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
