@@ -60,23 +60,39 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Model to compare with; by default what the run began with.")] = None,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    url: Annotated[str, typer.Option(help="Score what a server serves instead, e.g. launch/serve.py.")] = "",
+    model: Annotated[str, typer.Option(help="With --url: what the server calls the model.")] = "qwen3-4b-haiku",
 ) -> None:
-    """Score a checkpoint against its base on the held-out topics, paired by prompt."""
-    from launch.console import comparison_view, make_console
-    from launch.evaluate import evaluate_pair
+    """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL."""
+    from launch.console import comparison_view, describe, make_console
 
-    model = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
-    of_run = checkpoint.resolve().parents[1] / "config.toml"
-    config = read_config(of_run) if of_run.is_file() else load_config("laptop")
-    config = with_overrides(config, overrides or [])
-    comparison = evaluate_pair(config, base=base or config.model.path, trained=str(model))
-    make_console().print(comparison_view(comparison))
+    if bool(url) == bool(checkpoint):
+        raise BadInput("evaluate takes a checkpoint or --url", f"{checkpoint} and {url!r}", "Give one of them.")
+    if url:
+        from launch.evaluate_url import evaluate_url
+
+        summary = evaluate_url(load_config("laptop", overrides or []), url, model)
+        make_console().print(describe(summary), highlight=False, soft_wrap=True)
+        result = summary.to_dict()
+    else:
+        from launch.evaluate import evaluate_pair
+
+        assert checkpoint is not None
+        trained = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
+        of_run = checkpoint.resolve().parents[1] / "config.toml"
+        config = read_config(of_run) if of_run.is_file() else load_config("laptop")
+        config = with_overrides(config, overrides or [])
+        comparison = evaluate_pair(config, base=base or config.model.path, trained=str(trained))
+        make_console().print(comparison_view(comparison))
+        result = comparison.to_dict()
     if output:
-        output.write_text(json.dumps(comparison.to_dict(), indent=1))
+        output.write_text(json.dumps(result, indent=1))
 
 
 @app.command()

@@ -83,15 +83,14 @@ def convert_checkpoint(preset: str = "reference", settings: str = "") -> None:
     retries=modal.Retries(max_retries=MAX_RETRIES, initial_delay=0.0),
 )
 @modal.clustered(size=RESOURCES.nodes, rdma=True)
-def train(  # type: ignore[no-untyped-def]
-    preset: str = "reference",
-    settings: str = "",
-    run: str = "",
-    resume: bool = False,
-    reward=None,  # noqa: ANN001  (a RewardFn; Modal's command line refuses an annotation that it cannot parse)
-    rubric=None,  # noqa: ANN001  (a rubric, likewise)
+def train(
+    preset: str = "reference", settings: str = "", run: str = "", resume: bool = False, own: str = ""
 ) -> dict[str, Any]:
-    """One run. Every attempt, first or not, goes on from what the volume has."""
+    """One run. Every attempt, first or not, goes on from what the volume has.
+
+    `run`: its name on the volume; `own`: `by_value(reward=..., rubric=...)`.
+    """
+    from launch.by_value import from_value
     from launch.checks import check_placement
     from launch.ray_cluster import ModalRayCluster, Place
     from launch.run_volume import RunVolume
@@ -118,8 +117,8 @@ def train(  # type: ignore[no-untyped-def]
         from launch.local import run as run_here
 
         result = run_here(
-            config, reward=reward, rubric=rubric, output_dir=kept.local, resume=kept.has_checkpoint,
-            hooks=Hooks(kept.keep, is_late),
+            config, output_dir=kept.local, resume=kept.has_checkpoint, hooks=Hooks(kept.keep, is_late),
+            **from_value(own),
         )
         kept.keep()
     if not result.finished:
@@ -152,7 +151,7 @@ def main(
     source: Literal["statworx/haiku", "embedded"] = "statworx/haiku",
     settings: str = "",
 ) -> None:
-    """One stage or all of them. `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`."""
+    """One stage or all; `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`."""
     if steps:
         settings += f" num_steps={steps}"
     if stage in ("all", "download"):

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import ray
-
 from launch.ray_runtime import ENVIRONMENT, OBJECT_STORE_BYTES
 from rlhaiku.errors import BadInput, RunFailed
 
@@ -113,7 +111,8 @@ class ModalRayCluster:
     def stop(self) -> None:
         """Ends this node's Ray and removes its files."""
         self._stopped.set()
-        ray.shutdown()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
         if self._ray is not None:
             self._ray.terminate()
             try:
@@ -127,6 +126,8 @@ class ModalRayCluster:
         self._check_machine()
         for name, value in (ENVIRONMENT | {"RAY_AUTH_MODE": self._auth_mode()}).items():
             os.environ[name] = value  # on every rank, whatever a home directory or an image says
+        import ray  # not above: it reads its authentication mode once, when it is imported
+
         if not self.is_head:
             self._wait_until(self._head_answers, f"the head at {self.head}")
         with open(os.path.join(self._temporary, "start.log"), "wb") as log:
@@ -193,6 +194,8 @@ class ModalRayCluster:
             return False
 
     def _num_alive(self) -> int:
+        import ray
+
         return sum(node["Alive"] for node in ray.nodes())
 
     def _watch_nodes(self) -> None:

@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
-
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # this cluster listens on loopback only; a stray ~/.ray/auth_token must not decide
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES of CPU actors alone, without a warning
@@ -29,6 +27,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
     Its files live in a short temporary directory (socket paths end at 107 characters), removed at the end and kept when
     the run fails, for its logs.
     """
+    import ray  # not above: Ray reads parts of the environment once, when it is imported
+
     if ray.is_initialized():
         yield
         return

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import sys
+import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -182,6 +183,30 @@ async def serve(port, latency_s, per_poem_s):
     async with JudgeServer(port=port, latency_s=latency_s, per_poem_s=per_poem_s) as server:
         print(server.url, flush=True)
         await asyncio.Event().wait()
+
+
+class ServerThread:
+    """A judge server with an event loop of its own."""
+
+    def __init__(self):
+        self.server = JudgeServer()
+        self._ready, self._stop = threading.Event(), None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self):
+        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        async with self.server:
+            self._ready.set()
+            await self._stop.wait()
+
+    def __enter__(self):
+        self._thread.start()
+        self._ready.wait(10)
+        return self.server
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A judged run on real Ray and real HTTP: the judge goes away in the middle, and nothing changes but the time."""
 
-import asyncio
 import json
 import threading
 import time
@@ -12,33 +11,9 @@ from launch.local import run
 from rlhaiku.config import with_overrides
 from rlhaiku.errors import BadInput
 from rlhaiku.judge import JudgeRefused
-from tests.judge_server import JudgeServer
+from tests.judge_server import ServerThread
 
 OUTAGE_S = 5.0
-
-
-class ServerThread:
-    """A judge server with an event loop of its own."""
-
-    def __init__(self):
-        self.server = JudgeServer()
-        self._ready, self._stop = threading.Event(), None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-
-    async def _serve(self):
-        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        async with self.server:
-            self._ready.set()
-            await self._stop.wait()
-
-    def __enter__(self):
-        self._thread.start()
-        self._ready.wait(10)
-        return self.server
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
 
 @pytest.fixture

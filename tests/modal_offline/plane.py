@@ -73,9 +73,17 @@ class Plane:
 
     # -- for tests and containers ---------------------------------------------------------------------------------
     def function(self, app: str, name: str) -> pb.Function:
-        """The newest definition of a function, as the client sent it."""
-        found = [f for f in self.functions.values() if (f.app_name, f.function_name) == (app, name)]
+        """The newest definition of a function, as the client sent it; `app`: its name, or that it is deployed under."""
+        found = [
+            function for function_id, function in self.functions.items()
+            if function.function_name == name
+            and (function.app_name == app or self.app_of[function_id] == self.deployed.get(app))
+        ]  # fmt: skip
         return found[-1]
+
+    def last_words(self) -> str:
+        """The end of everything that containers have printed."""
+        return "".join(line for lines in self._logs.values() for line in lines[-20:])
 
     def dockerfile(self, image_id: str) -> list[str]:
         """Every build command of an image, its base's first."""

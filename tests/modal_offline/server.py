@@ -46,7 +46,6 @@ class OfflineModal:
         return own | self._environment | {
             "MODAL_SERVER_URL": self.plane.url, "MODAL_TOKEN_ID": "ak-offline", "MODAL_TOKEN_SECRET": "as-offline",
             "MODAL_CONFIG_PATH": "/nonexistent", "PYTHONPATH": str(ROOT), "COLUMNS": "200",
-            "PYTHONWARNINGS": "error::DeprecationWarning:__main__",
         }  # fmt: skip
 
     def popen(self, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -64,6 +63,7 @@ class OfflineModal:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+        assert "Deprecat" not in output, output
         return process.returncode, output
 
     def call_of(self, function: str, timeout_s: float = 120) -> Call:
@@ -76,7 +76,7 @@ class OfflineModal:
         """What `found` returns, as soon as it is true."""
         deadline = time.monotonic() + timeout_s
         while not (value := found()):
-            assert time.monotonic() < deadline, "the stand-in waited in vain"
+            assert time.monotonic() < deadline, f"waited in vain; last words:\n{self.plane.last_words()}"
             time.sleep(0.05)
         return value
 

@@ -1,0 +1,34 @@
+"""One stand-in of Modal for all tests that start something on it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.judge_server import ServerThread
+
+
+@pytest.fixture(scope="session")
+def modal_directory():
+    """Short, because unix sockets lie in it."""
+    directory = Path(tempfile.mkdtemp(prefix="rlm-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def offline(modal_directory):
+    """Volumes are mounted below `vol` of its directory, which needs no root."""
+    pytest.importorskip("modal", reason="needs the extra: pip install 'rlhaiku[modal]'")
+    from tests.modal_offline.server import OfflineModal
+
+    with OfflineModal(modal_directory, environment={"RLHAIKU_VOLUMES": str(modal_directory / "vol")}) as modal:
+        yield modal
+
+
+@pytest.fixture(scope="session")
+def judge_server():
+    """A judge on 127.0.0.1, for runs on the stand-in."""
+    with ServerThread() as server:
+        yield server

@@ -1,0 +1,181 @@
+"""`modal run launch/cluster.py`, for real but for Modal: the whole way once, taken away in the middle of training."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from launch.resources import SLIME_IMAGE
+from rlhaiku.config import read_config
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "rollout.groups_per_step=4 rollout.tile_groups=2 rollout.group_size=4 rollout.max_tokens=16 rollout.num_engines=1 "
+    "evaluation.interval=100 evaluation.num_prompts=4 evaluation.samples_per_prompt=1 evaluation.max_tokens=16 "
+    "output.save_interval=2 output.poems_interval=2 reward.gate=off"
+)
+SECRETS = {
+    "HF_TOKEN": "hf_PLANTEDtoken", "LLM_JUDGE_API_KEY": "PLANTEDjudgekey", "RAY_AUTH_TOKEN": "PLANTEDraytoken",
+    "LLM_JUDGE_MODAL_KEY": "PLANTEDproxykey", "LLM_JUDGE_MODAL_SECRET": "PLANTEDproxysecret",
+}  # fmt: skip
+
+
+@dataclass
+class Launch:
+    """What a launch left behind."""
+
+    output: str
+    attempts: int
+    run: Path
+    leaks: list[str]
+    seen_ray_logs: int
+
+
+def planted_in(*directories):
+    """Files, names included, that hold a planted secret."""
+    files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
+    return [str(path) for path in files if b"PLANTED" in path.read_bytes() or "PLANTED" in str(path)]
+
+
+def command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            yield path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+
+
+@pytest.fixture(scope="module")
+def launch(offline, judge_server):
+    """All stages; the machine is taken away after the first checkpoint."""
+    secrets = SECRETS | {"LLM_JUDGE_URL": judge_server.url}
+    arguments = ("--preset", "laptop", "--source", "embedded", "--steps", "6", "--run", "first", "--settings", TINY)
+    with offline.popen("run", "launch/cluster.py", *arguments, **secrets) as process:
+        run = offline.plane.volume("rlhaiku-runs") / "first"
+        offline.wait_for(lambda: process.poll() is not None or (run / "checkpoints" / "step-000002").exists())
+        assert process.poll() is None, process.communicate()[0]
+        call = offline.call_of("train")
+        lines = list(command_lines())
+        ray_directories = {
+            Path(os.fsdecode(part.removeprefix(b"--temp-dir=")))
+            for line in lines for part in line if part.startswith(b"--temp-dir=/tmp/rlh-")
+        }  # fmt: skip
+        leaks = [repr(line) for line in lines if any(b"PLANTED" in part for part in line)]
+        leaks += planted_in(*ray_directories)
+        num_logs = len([path for each in ray_directories for path in each.glob("session_*/logs/*")])
+        offline.do(call.preempt)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return Launch(output, call.attempts, run, leaks, num_logs)
+
+
+def test_a_run_that_was_taken_away_goes_on_from_its_checkpoint(launch):
+    assert launch.attempts == 2
+    rows = [json.loads(line) for line in (launch.run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert launch.output.count("eval after step 0") == 1, "the second attempt did not begin again"
+    assert "run first: structure" in launch.output and "Deprecat" not in launch.output
+    assert len(json.loads((launch.run / "attempts.json").read_text())) == 2
+
+
+def test_the_volume_has_the_run_complete(launch, offline):
+    checkpoints = sorted(path.name for path in (launch.run / "checkpoints").iterdir())
+    assert checkpoints[-1] == "step-000006" and len(checkpoints) == 2
+    assert {"config.toml", "metrics.jsonl", "samples.jsonl", "eval"} <= {path.name for path in launch.run.iterdir()}
+    assert json.loads((launch.run / "eval" / "summary.json").read_text())["trained"]["prompts"] == 4
+    assert not list(launch.run.rglob("*.partial")) and not list(launch.run.rglob("*.sqlite*"))
+    model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000006" / "hf")
+    assert model.num_parameters() > 1_000_000
+    assert offline.plane.commits.count("rlhaiku-runs") >= 6
+
+
+def test_it_trained_on_what_prepare_dataset_wrote(launch, offline):
+    data = offline.plane.volume("rlhaiku-data") / "embedded-topics"
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert [file["rows"] for file in manifest["files"]] == [179, 61]
+    assert read_config(launch.run / "config.toml").data.path.endswith("/data/embedded-topics")
+
+
+def test_the_judge_is_asked_by_the_reward_workers_of_the_cluster(launch, judge_server):
+    assert judge_server.headers
+    for headers in judge_server.headers:
+        assert headers["Authorization"] == f"Bearer {SECRETS['LLM_JUDGE_API_KEY']}"
+        assert headers["Modal-Key"] == SECRETS["LLM_JUDGE_MODAL_KEY"]
+    assert "judge: qwen3-4b at http://127.0.0.1" in launch.output
+
+
+def test_secrets_are_in_no_argument_log_setting_or_checkpoint(launch, offline):
+    assert launch.seen_ray_logs > 5
+    assert launch.leaks == []
+    assert "PLANTED" not in launch.output
+    assert planted_in(offline.plane.root) == []
+
+
+def test_the_train_function_as_modal_sees_it(launch, offline):
+    train = offline.plane.function("rlhaiku", "train")
+    assert (train.resources.gpu_config.gpu_type, train.resources.gpu_config.count) == ("H100", 8)
+    assert train._experimental_group_size == 1 and train.resources.rdma and train.i6pn_enabled
+    assert train.timeout_secs == 24 * 3600
+    assert (train.retry_policy.retries, train.retry_policy.initial_delay_ms) == (10, 0)
+    mounted = {offline.plane.volumes[mount.volume_id]: mount.mount_path for mount in train.volume_mounts}
+    root = f"{offline.plane.root}/vol"
+    assert mounted == {
+        "huggingface-cache": f"{root}/huggingface", "vllm-cache": f"{root}/vllm", "rlhaiku-data": f"{root}/data",
+        "rlhaiku-runs": f"{root}/runs",
+    }  # fmt: skip
+    [secret] = train.secret_ids
+    assert set(offline.plane.secrets[secret]) == {*SECRETS, "LLM_JUDGE_URL"}
+
+
+def test_stages_before_training_use_no_gpu(launch, offline):
+    for name in ("download_model", "prepare_dataset", "convert_checkpoint"):
+        function = offline.plane.function("rlhaiku", name)
+        assert not function.resources.gpu_config.count and not function._experimental_group_size
+
+
+def test_the_image_is_pinned(launch, offline):
+    commands = offline.plane.dockerfile(offline.plane.function("rlhaiku", "train").image_id)
+    assert commands[0] == f"FROM {SLIME_IMAGE}" and "@sha256:" in SLIME_IMAGE
+    [install] = [line for line in commands if "uv pip install" in line]
+    assert "pydantic==2.14.3" in install and not {">", "<"} & set(install)
+    assert any("ghcr.io/astral-sh/uv:0.9.7" in line for line in commands)
+    assert not any("PLANTED" in line for line in commands)
+
+
+def test_containers_get_the_packages_with_their_data(launch, offline):
+    mounts = offline.plane.function("rlhaiku", "train").mount_ids
+    files = {name for mount in mounts for name in offline.plane.mounts[mount]}
+    assert "/root/cluster.py" in files
+    for name in subprocess.run(["git", "ls-files", "rlhaiku", "actors", "launch"], cwd=ROOT, capture_output=True,
+                               text=True, check=True).stdout.split():  # fmt: skip
+        assert f"/root/{name}" in files
+    assert not any(name.startswith(("/root/tests", "/root/benchmarks")) for name in files)
+
+
+def test_only_what_is_started_on_modal_imports_modal():
+    users = set()
+    for top in ("rlhaiku", "actors", "launch"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if any(name.split(".")[0] == "modal" for name in names):
+                    users.add(path.relative_to(ROOT / "launch").name)
+    assert users == {"cluster.py", "judge.py", "ray_cluster.py", "serve.py", "vllm_app.py"}
+
+
+@pytest.mark.parametrize("name", ["cluster", "serve", "judge"])
+def test_importing_warns_of_nothing(name):
+    """Modal announces what it will drop by warnings; a fresh process shows those that an earlier import has used up."""
+    code = f"import warnings, modal; warnings.simplefilter('error'); import {name}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "launch", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
