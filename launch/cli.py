@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.checks import check_run
+from launch.plan import H100_PRICE, make_plan
+from launch.resources import Resources
 from rlhaiku.config import describe_settings, load_config, preset_names, read_config, with_overrides
 from rlhaiku.errors import BadInput, RlhaikuError
 
@@ -122,6 +124,26 @@ def score(
     from launch.score import print_scores, read_poems, score_poem
 
     print_scores([score_poem(poem, topic, mode) for poem in read_poems(file)], as_json)
+
+
+@app.command()
+def plan(
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(preset_names())}.")] = "reference",
+    overrides: Overrides = None,
+    price: Annotated[float, typer.Option(help="US dollars per GPU hour.")] = H100_PRICE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+) -> None:
+    """Say what `modal run launch/cluster.py` would do, offline: placement, memory, time, cost; refuse with reasons."""
+    from launch.console import make_console
+    from launch.plan_view import plan_view
+
+    made = make_plan(load_config(preset, overrides or []), Resources.from_environment(), price)
+    if as_json:
+        print(json.dumps(made.to_dict()))
+    else:
+        make_console().print(plan_view(made))
+    if made.refusals:
+        raise typer.Exit(2)
 
 
 @app.command()
