@@ -64,10 +64,10 @@ def run(
 ) -> RunResult:
     """Trains with one Ray on this machine, torch engines and a torch trainer.
 
-    `reward(prompt, text)` replaces `reward.functions`, `rubric` (a Rubric, its class, or a `build_prompt` function)
-    replaces `judge.rubric`; both are sent to the reward workers by value. `chaos`: seed of a thread that kills actors
-    now and then. Raises BadInput before any actor starts, RunFailed when the run cannot go on (its last checkpoint is
-    then intact).
+    `reward(prompt, text)` replaces `reward.functions` (or is added to them, beside a `rubric`), `rubric` (a Rubric, its
+    class, or a `build_prompt` function) replaces `judge.rubric`; both are sent to the reward workers by value. `chaos`:
+    seed of a thread that kills actors now and then. Raises BadInput before any actor starts, RunFailed when the run
+    cannot go on (its last checkpoint is then intact).
     """
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)

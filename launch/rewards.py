@@ -15,11 +15,14 @@ HAIKU = "haiku"
 def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, directory: Path) -> RewardSpec:
     """The reward of a run: `reward` and `rubric` come from Python and win over the configuration.
 
+    A `reward` alone replaces the configured functions; beside a `rubric`, which needs them, it is added to them.
+
     Raises BadInput for a function that cannot be imported, or a required judge without LLM_JUDGE_URL.
     """
-    if reward is not None:
+    if reward is not None and rubric is None:
         return RewardSpec(((reward, 1.0),))
     functions = tuple((_function(name, config), weight) for name, weight in config.reward.functions.items())
+    functions += () if reward is None else ((reward, 1.0),)
     if HAIKU not in config.reward.functions:
         return RewardSpec(functions)
     if rubric is None and config.judge.rubric:

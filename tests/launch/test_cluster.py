@@ -33,14 +33,21 @@ class Launch:
     output: str
     attempts: int
     run: Path
+    functions: dict
     leaks: list[str]
     seen_ray_logs: int
 
 
 def planted_in(*directories):
-    """Files, names included, that hold a planted secret."""
-    files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
-    return [str(path) for path in files if b"PLANTED" in path.read_bytes() or "PLANTED" in str(path)]
+    """Files that hold a planted secret."""
+    found = []
+    for path in (path for directory in directories for path in directory.rglob("*") if path.is_file()):
+        try:
+            if b"PLANTED" in path.read_bytes():
+                found.append(str(path))
+        except FileNotFoundError:  # something is running
+            continue
+    return found
 
 
 def command_lines():
@@ -52,33 +59,51 @@ def command_lines():
 
 
 @pytest.fixture(scope="module")
-def launch(offline, judge_server):
+def tutorial(offline, judge_server):
+    """The notebook, beside the launch below: both wait more than they compute."""
+    chosen = {"PRESET": "laptop", "SOURCE": "embedded", "SETTINGS": f"{TINY} num_steps=2"}
+    environment = {f"TUTORIAL_{name}": value for name, value in chosen.items()} | SECRETS
+    with subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning", "launch/tutorial.py"], cwd=ROOT, text=True,
+        env=offline.environment | environment | {"LLM_JUDGE_URL": judge_server.url},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def launch(offline, judge_server, tutorial):
     """All stages; the machine is taken away after the first checkpoint."""
     secrets = SECRETS | {"LLM_JUDGE_URL": judge_server.url}
-    arguments = ("--preset", "laptop", "--source", "embedded", "--steps", "6", "--run", "first", "--settings", TINY)
+    arguments = ("--preset", "laptop", "--source", "embedded", "--steps", "4", "--run", "first", "--settings", TINY)
     with offline.popen("run", "launch/cluster.py", *arguments, **secrets) as process:
         run = offline.plane.volume("rlhaiku-runs") / "first"
         offline.wait_for(lambda: process.poll() is not None or (run / "checkpoints" / "step-000002").exists())
         assert process.poll() is None, process.communicate()[0]
-        call = offline.call_of("train")
-        lines = list(command_lines())
-        ray_directories = {
-            Path(os.fsdecode(part.removeprefix(b"--temp-dir=")))
-            for line in lines for part in line if part.startswith(b"--temp-dir=/tmp/rlh-")
-        }  # fmt: skip
-        leaks = [repr(line) for line in lines if any(b"PLANTED" in part for part in line)]
-        leaks += planted_in(*ray_directories)
-        num_logs = len([path for each in ray_directories for path in each.glob("session_*/logs/*")])
+        call = offline.call_of("train", module="cluster")
+        leaks, num_logs = planted_in_what_runs()
         offline.do(call.preempt)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    return Launch(output, call.attempts, run, leaks, num_logs)
+    app_id = offline.plane.app_of[call.function_id]
+    functions = {name: offline.plane.functions[i] for name, i in offline.plane.function_ids(app_id).items()}
+    return Launch(output, call.attempts, run, functions, leaks, num_logs)
+
+
+def planted_in_what_runs():
+    """Secrets in command lines and in Ray's directories, and how many logs of Ray were looked at."""
+    lines = list(command_lines())
+    parts = [os.fsdecode(part) for line in lines for part in line]
+    rays = {Path(part.removeprefix("--temp-dir=")) for part in parts if part.startswith("--temp-dir=/tmp/rlh-")}
+    leaks = [part for part in parts if "PLANTED" in part] + planted_in(*rays)
+    return leaks, len([path for each in rays for path in each.glob("session_*/logs/*")])
 
 
 def test_a_run_that_was_taken_away_goes_on_from_its_checkpoint(launch):
     assert launch.attempts == 2
     rows = [json.loads(line) for line in (launch.run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert launch.output.count("eval after step 0") == 1, "the second attempt did not begin again"
     assert "run first: structure" in launch.output and "Deprecat" not in launch.output
     assert len(json.loads((launch.run / "attempts.json").read_text())) == 2
@@ -86,13 +111,13 @@ def test_a_run_that_was_taken_away_goes_on_from_its_checkpoint(launch):
 
 def test_the_volume_has_the_run_complete(launch, offline):
     checkpoints = sorted(path.name for path in (launch.run / "checkpoints").iterdir())
-    assert checkpoints[-1] == "step-000006" and len(checkpoints) == 2
+    assert checkpoints[-1] == "step-000004" and len(checkpoints) == 2
     assert {"config.toml", "metrics.jsonl", "samples.jsonl", "eval"} <= {path.name for path in launch.run.iterdir()}
     assert json.loads((launch.run / "eval" / "summary.json").read_text())["trained"]["prompts"] == 4
     assert not list(launch.run.rglob("*.partial")) and not list(launch.run.rglob("*.sqlite*"))
-    model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000006" / "hf")
+    model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000004" / "hf")
     assert model.num_parameters() > 1_000_000
-    assert offline.plane.commits.count("rlhaiku-runs") >= 6
+    assert offline.plane.commits.count("rlhaiku-runs") >= 5
 
 
 def test_it_trained_on_what_prepare_dataset_wrote(launch, offline):
@@ -117,8 +142,22 @@ def test_secrets_are_in_no_argument_log_setting_or_checkpoint(launch, offline):
     assert planted_in(offline.plane.root) == []
 
 
+def test_the_tutorial_runs_cell_by_cell(tutorial, offline, judge_server):
+    """With a reward and a rubric that only its own file has."""
+    output, _ = tutorial.communicate(timeout=200)
+    assert tutorial.returncode == 0, output
+    assert "exact 5-7-5" in output and "after: " in output and "Deprecat" not in output
+    run = offline.plane.volume("rlhaiku-runs") / "tutorial"
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        parts = sample["components"]
+        haiku = parts["structure"] * parts["legitimacy"] + 0.25 * parts["topic"] + parts["style"]
+        assert sample["reward"] == pytest.approx(haiku + 0.01 * sample["text"].lower().count("s"))
+    assert any("How much weather" in body["messages"][-1]["content"] for body in judge_server.bodies)
+
+
 def test_the_train_function_as_modal_sees_it(launch, offline):
-    train = offline.plane.function("rlhaiku", "train")
+    train = launch.functions["train"]
     assert (train.resources.gpu_config.gpu_type, train.resources.gpu_config.count) == ("H100", 8)
     assert train._experimental_group_size == 1 and train.resources.rdma and train.i6pn_enabled
     assert train.timeout_secs == 24 * 3600
@@ -133,14 +172,14 @@ def test_the_train_function_as_modal_sees_it(launch, offline):
     assert set(offline.plane.secrets[secret]) == {*SECRETS, "LLM_JUDGE_URL"}
 
 
-def test_stages_before_training_use_no_gpu(launch, offline):
+def test_stages_before_training_use_no_gpu(launch):
     for name in ("download_model", "prepare_dataset", "convert_checkpoint"):
-        function = offline.plane.function("rlhaiku", name)
+        function = launch.functions[name]
         assert not function.resources.gpu_config.count and not function._experimental_group_size
 
 
 def test_the_image_is_pinned(launch, offline):
-    commands = offline.plane.dockerfile(offline.plane.function("rlhaiku", "train").image_id)
+    commands = offline.plane.dockerfile(launch.functions["train"].image_id)
     assert commands[0] == f"FROM {SLIME_IMAGE}" and "@sha256:" in SLIME_IMAGE
     [install] = [line for line in commands if "uv pip install" in line]
     assert "pydantic==2.14.3" in install and not {">", "<"} & set(install)
@@ -149,7 +188,7 @@ def test_the_image_is_pinned(launch, offline):
 
 
 def test_containers_get_the_packages_with_their_data(launch, offline):
-    mounts = offline.plane.function("rlhaiku", "train").mount_ids
+    mounts = launch.functions["train"].mount_ids
     files = {name for mount in mounts for name in offline.plane.mounts[mount]}
     assert "/root/cluster.py" in files
     for name in subprocess.run(["git", "ls-files", "rlhaiku", "actors", "launch"], cwd=ROOT, capture_output=True,
@@ -167,7 +206,7 @@ def test_only_what_is_started_on_modal_imports_modal():
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 if any(name.split(".")[0] == "modal" for name in names):
                     users.add(path.relative_to(ROOT / "launch").name)
-    assert users == {"cluster.py", "judge.py", "ray_cluster.py", "serve.py", "vllm_app.py"}
+    assert users == {"cluster.py", "judge.py", "ray_cluster.py", "serve.py", "tutorial.py", "vllm_app.py"}
 
 
 @pytest.mark.parametrize("name", ["cluster", "serve", "judge"])

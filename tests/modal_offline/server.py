@@ -66,11 +66,17 @@ class OfflineModal:
         assert "Deprecat" not in output, output
         return process.returncode, output
 
-    def call_of(self, function: str, timeout_s: float = 120) -> Call:
-        """The newest call of a function, once there is one."""
-        return self.wait_for(lambda: next(
-            (call for call in reversed(self.plane.calls.values()) if call.function.function_name == function), None
-        ), timeout_s)  # fmt: skip
+    def call_of(self, function: str, module: str) -> Call:
+        """The newest call of a module's function, once there is one."""
+
+        def found() -> Call | None:
+            calls = [
+                call for call in self.plane.calls.values()
+                if (call.function.function_name, call.function.module_name) == (function, module)
+            ]  # fmt: skip
+            return calls[-1] if calls else None
+
+        return self.wait_for(found)
 
     def wait_for(self, found: Callable[[], object], timeout_s: float = 120):
         """What `found` returns, as soon as it is true."""
