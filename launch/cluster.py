@@ -7,13 +7,14 @@
 
 `rlhaiku plan` says beforehand what this asks for and what it will cost. The machines come from RLHAIKU_GPU (`H100:8`),
 RLHAIKU_NODES (1), RLHAIKU_TIMEOUT_S (24 h) and RLHAIKU_SECRETS (names of Modal secrets). HF_TOKEN, RAY_AUTH_TOKEN and
-the judge's variables go along when they are set where you type this.
+the judge's variables go along when they are set where you type this. RLHAIKU_DASHBOARD=1 forwards Ray's dashboard.
 """
 
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,10 @@ def train(
     def is_late() -> bool:
         return time.monotonic() > stop_at
 
-    with ModalRayCluster(place, check_placement(config).total_cpus, RESOURCES.gpus_per_node) as cluster:
+    cluster = ModalRayCluster(
+        place, check_placement(config).total_cpus, RESOURCES.gpus_per_node, dashboard=RESOURCES.has_dashboard
+    )
+    with cluster, _dashboard(cluster.is_head and RESOURCES.has_dashboard):
         if not cluster.is_head:
             _hold(cluster.hold)
         volume = volumes[str(PATHS.runs)]
@@ -123,11 +127,24 @@ def train(
         kept.keep()
     if not result.finished:
         saved = f"{kept.remote.name} stopped after step {result.state.step} and is saved"
-        if is_late():
-            raise RunFailed(f"{saved}; time is up, a retry goes on")
+        if why := cluster.lost or ("time is up" if is_late() else ""):
+            raise RunFailed(f"{saved}: {why}; a retry goes on")
         raise KeyboardInterrupt(saved)  # as the interrupt itself would have: Modal gives the input to another container
     assert result.comparison is not None
     return {"run": kept.remote.name, "step": result.state.step} | result.comparison.to_dict()
+
+
+@contextmanager
+def _dashboard(is_wanted: bool) -> Iterator[None]:
+    """Ray's dashboard at a public address, if somebody asked for it; it wants RAY_AUTH_TOKEN of whoever comes."""
+    from launch.ray_cluster import DASHBOARD_PORT
+
+    if not is_wanted:
+        yield
+        return
+    with modal.forward(DASHBOARD_PORT) as tunnel:
+        print(f"dashboard at {tunnel.url}")
+        yield
 
 
 def _hold(watch: Callable[[], None]) -> None:

@@ -29,6 +29,8 @@ PORT = 6379
 DASHBOARD_PORT = 8265
 OPEN_FILES = 65536
 WATCH_S = 5.0
+FINISH_S = 60.0
+"""For a driver that has lost a node to finish its step and save."""
 MISSES = 3
 """Looks in a row that must fail before somebody counts as gone."""
 
@@ -199,15 +201,16 @@ class ModalRayCluster:
         return sum(node["Alive"] for node in ray.nodes())
 
     def _watch_nodes(self) -> None:
-        """Interrupts the driver when a node is gone: it would wait for answers that cannot come."""
+        """Interrupts the driver when a node is gone: once to finish its step, again if it waits for what cannot come."""
         misses = 0
         while misses < MISSES and not self._stopped.wait(WATCH_S):
             gone = len(self.place.addresses) - self._num_alive()
             misses = misses + 1 if gone else 0
         if misses == MISSES:
             self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"
-        while self.lost and not self._stopped.wait(1.0):  # the first interrupt of a run only asks it to finish its step
+        while self.lost and not self._stopped.is_set():
             _thread.interrupt_main()
+            self._stopped.wait(FINISH_S)
 
 
 def _free_port() -> int:

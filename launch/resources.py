@@ -40,11 +40,13 @@ class Resources:
     image: str = SLIME_IMAGE
     secrets: tuple[str, ...] = ()
     """Names of Modal secrets, beside `LOCAL_SECRETS`."""
+    has_dashboard: bool = False
+    """Forward Ray's dashboard; it then asks for RAY_AUTH_TOKEN."""
     paths: Paths = field(default_factory=Paths)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Resources":
-        """RLHAIKU_GPU, _NODES, _TIMEOUT_S, _IMAGE and _SECRETS (comma-separated), each with a default."""
+        """RLHAIKU_GPU, _NODES, _TIMEOUT_S, _IMAGE, _SECRETS (comma-separated) and _DASHBOARD=1, each with a default."""
         env = os.environ if environment is None else environment
         default = cls()
         return cls(
@@ -53,6 +55,7 @@ class Resources:
             timeout_s=_number(env, "RLHAIKU_TIMEOUT_S", default.timeout_s),
             image=env.get("RLHAIKU_IMAGE", default.image),
             secrets=tuple(name for name in env.get("RLHAIKU_SECRETS", "").split(",") if name),
+            has_dashboard=env.get("RLHAIKU_DASHBOARD", "") == "1",
             paths=Paths.from_environment(),
         )
 
@@ -65,6 +68,7 @@ class Resources:
             "RLHAIKU_TIMEOUT_S": str(self.timeout_s),
             "RLHAIKU_IMAGE": self.image,
             "RLHAIKU_SECRETS": ",".join(self.secrets),
+            "RLHAIKU_DASHBOARD": str(int(self.has_dashboard)),
         }
 
     @property

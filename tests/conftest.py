@@ -13,11 +13,15 @@ settings.load_profile("rlhaiku")
 
 def pytest_collection_modifyitems(items):
     """Skips what this machine cannot run, with the reason."""
-    missing = {"gpu": _no_gpu(), "slime": _no_slime(), "netns": None if shutil.which("ip") else "needs iproute2"}
+    missing = {"gpu": _no_gpu(), "slime": _no_slime(), "netns": _no_netns()}
     for item in items:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_netns():
+    return None if shutil.which("ip") and os.geteuid() == 0 else "needs root and iproute2"
 
 
 def _no_gpu():

@@ -53,6 +53,8 @@ class Plane:
         """`hosts`: where containers run, by rank; see `containers.Host`."""
         self.root, self.hosts = root, hosts
         self.url = self.blob_url = ""
+        self.is_fate_shared = True
+        """Whether a cluster ends with any of its containers; what Modal does is not documented."""
         self.requests: list[tuple[str, Message]] = []
         self.functions: dict[str, pb.Function] = {}
         self.app_of: dict[str, str] = {}

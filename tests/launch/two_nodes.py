@@ -1,0 +1,20 @@
+"""Started by test_two_nodes.py: a run whose reward says on which node it was computed."""
+
+import sys
+
+import modal
+
+from launch.by_value import by_value
+from launch.cluster import app, train
+from rlhaiku import Prompt, Scored
+
+
+def node_of(prompt: Prompt, text: str) -> Scored:
+    import ray
+
+    return Scored(float(text.count("e")), {"node": float(ray.util.get_node_ip_address().rsplit(".")[-1])})
+
+
+if __name__ == "__main__":
+    with modal.enable_output(), app.run():
+        print(train.remote("laptop", sys.argv[1], "two", own=by_value(reward=node_of)))
