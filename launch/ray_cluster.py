@@ -121,7 +121,7 @@ class ModalRayCluster:
                 self._ray.wait(30)
             except subprocess.TimeoutExpired:
                 self._ray.kill()
-                self._ray.wait()
+                self._ray.wait(30)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self) -> None:
@@ -201,7 +201,7 @@ class ModalRayCluster:
         return sum(node["Alive"] for node in ray.nodes())
 
     def _watch_nodes(self) -> None:
-        """Interrupts the driver when a node is gone: once to finish its step, again if it waits for what cannot come."""
+        """When a node is gone, interrupts the driver: once to finish its step, again if it waits for what cannot come."""
         misses = 0
         while misses < MISSES and not self._stopped.wait(WATCH_S):
             gone = len(self.place.addresses) - self._num_alive()

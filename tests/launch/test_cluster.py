@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from launch.resources import SLIME_IMAGE
 from rlhaiku.config import read_config
+from rlhaiku.ledger import LEDGER_FILE
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -114,7 +115,9 @@ def test_the_volume_has_the_run_complete(launch, offline):
     assert checkpoints[-1] == "step-000004" and len(checkpoints) == 2
     assert {"config.toml", "metrics.jsonl", "samples.jsonl", "eval"} <= {path.name for path in launch.run.iterdir()}
     assert json.loads((launch.run / "eval" / "summary.json").read_text())["trained"]["prompts"] == 4
-    assert not list(launch.run.rglob("*.partial")) and not list(launch.run.rglob("*.sqlite*"))
+    assert not list(launch.run.rglob("*.partial"))
+    ledgers = {str(path.relative_to(launch.run / "checkpoints")) for path in launch.run.rglob("*.sqlite*")}
+    assert ledgers == {f"{name}/{LEDGER_FILE}" for name in checkpoints}, "copies; the live one stays on the machine's disk"
     model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000004" / "hf")
     assert model.num_parameters() > 1_000_000
     assert offline.plane.commits.count("rlhaiku-runs") >= 5
