@@ -201,7 +201,7 @@ class ModalRayCluster:
         return sum(node["Alive"] for node in ray.nodes())
 
     def _watch_nodes(self) -> None:
-        """When a node is gone, interrupts the driver: once to finish its step, again if it waits for what cannot come."""
+        """When a node is gone: interrupts the driver, once to finish its step, then in case it waits in vain."""
         misses = 0
         while misses < MISSES and not self._stopped.wait(WATCH_S):
             gone = len(self.place.addresses) - self._num_alive()

@@ -117,7 +117,7 @@ def test_the_volume_has_the_run_complete(launch, offline):
     assert json.loads((launch.run / "eval" / "summary.json").read_text())["trained"]["prompts"] == 4
     assert not list(launch.run.rglob("*.partial"))
     ledgers = {str(path.relative_to(launch.run / "checkpoints")) for path in launch.run.rglob("*.sqlite*")}
-    assert ledgers == {f"{name}/{LEDGER_FILE}" for name in checkpoints}, "copies; the live one stays on the machine's disk"
+    assert ledgers == {f"{name}/{LEDGER_FILE}" for name in checkpoints}, "copies; the live one stays behind"
     model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000004" / "hf")
     assert model.num_parameters() > 1_000_000
     assert offline.plane.commits.count("rlhaiku-runs") >= 5
