@@ -32,7 +32,7 @@ WATCH_S = 5.0
 FINISH_S = 60.0
 """For a driver that has lost a node to finish its step and save."""
 MISSES = 3
-"""Looks in a row that must fail before somebody counts as gone."""
+"""Looks in a row that must fail before the head counts as gone."""
 
 
 class NodeLost(RunFailed):
@@ -202,12 +202,9 @@ class ModalRayCluster:
 
     def _watch_nodes(self) -> None:
         """When a node is gone: interrupts the driver, once to finish its step, then in case it waits in vain."""
-        misses = 0
-        while misses < MISSES and not self._stopped.wait(WATCH_S):
-            gone = len(self.place.addresses) - self._num_alive()
-            misses = misses + 1 if gone else 0
-        if misses == MISSES:
-            self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"
+        while not self.lost and not self._stopped.wait(WATCH_S):
+            if gone := len(self.place.addresses) - self._num_alive():  # Ray has looked several times; a node it has
+                self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"  # given up is never taken back
         while self.lost and not self._stopped.is_set():
             _thread.interrupt_main()
             self._stopped.wait(FINISH_S)

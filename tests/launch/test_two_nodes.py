@@ -13,7 +13,7 @@ import pytest
 from tests.launch.test_cluster import TINY
 
 ROOT = Path(__file__).parent.parent.parent
-SETTINGS = f"{TINY} num_steps=80 cluster.num_nodes=2 reward.num_workers=2"
+SETTINGS = f"{TINY} num_steps=40 cluster.num_nodes=2 reward.num_workers=2"
 NAMES = ("rlhaiku1", "rlhaiku2")
 
 
@@ -67,6 +67,6 @@ def test_a_run_over_two_nodes_survives_the_loss_of_one(hosts):
         attempts = call.attempts
     shutil.rmtree(directory)
     assert "1 of 2 nodes are gone" in output and attempts == 2, output
-    assert [row["step"] for row in rows] == list(range(1, 81))
-    assert all(row["reward/node"] > 1 for row in rows), "rewards were computed on the second node too"
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert any(row["reward/node"] > 1 for row in rows), "rewards were computed on the second node"
     assert any(row["reward/node"] < 2 for row in rows), "and on the first"
