@@ -18,8 +18,9 @@ MAX_POEMS = 512
 """Per call: large enough that the call costs nothing, small enough that several workers share a step."""
 JUDGED_CALLS = 8
 """At once for a worker that mostly waits for the judge."""
-INLINE_BELOW = 512
-"""Poems; fewer are scored faster in this process than by a Ray call (benchmarks/reward_pool.py)."""
+INLINE_BELOW = 2048
+"""Poems; fewer are scored in this process: on two cores that also run Ray, carrying them to workers does not reliably
+pay earlier (benchmarks/reward_pool.py)."""
 STATUS_TIMEOUT_S = 10.0
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.types import Completion, Group, GroupKey, Prompt
 
 GROUP = 8
-SIZES = (8, 64, 256, 512, 1024)
+SIZES = (8, 64, 256, 1024, 4096)
 WORKERS = 2
 
 
@@ -166,7 +166,7 @@ def main() -> None:
     results = measure_load()
     with local_ray(WORKERS):
         results += measure_pool("seed", (1024,), {1024: 3.0})
-        results += measure_pool("default", SIZES, {1024: 1.0})
+        results += measure_pool("default", SIZES, {1024: 1.0, 4096: 1.0})
     write_results(options.output, results, load)
 
 
