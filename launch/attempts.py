@@ -6,13 +6,14 @@ A resume by hand and a restart after the trainer died are the same thing.
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from actors.crew import MAX_DEATHS
 from launch.chaos import killing
 from launch.console import ConsoleReporter
+from launch.sinks import open_sinks
 from launch.start import Cast
 from rlhaiku.checkpoints import RunState, read_state
 from rlhaiku.config import RunConfig, fingerprint
@@ -55,8 +56,10 @@ class Attempts:
     def _attempt(
         self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None, died_s: float | None
     ) -> RunState:
-        with start() as cast, killing(cast.actors, chaos):
-            coordinator = self._prepare(cast, resume)
+        with ExitStack() as stack:
+            cast = stack.enter_context(start())
+            stack.enter_context(killing(cast.actors, chaos))
+            coordinator = self._prepare(cast, resume, stack)
             if died_s is not None:
                 self._console.recovered("the trainer", time.monotonic() - died_s)
             try:
@@ -64,7 +67,7 @@ class Attempts:
             finally:
                 self._reached = coordinator.state.step
 
-    def _prepare(self, cast: Cast, resume: bool) -> Coordinator:
+    def _prepare(self, cast: Cast, resume: bool, stack: ExitStack) -> Coordinator:
         """Everything as the newest intact checkpoint has it, what came after it rolled back."""
         checkpoint, problems = self._around.checkpoints.newest_intact() if resume else (None, [])
         state = read_state(checkpoint) if checkpoint else RunState()
@@ -72,11 +75,12 @@ class Attempts:
         if resume:
             self._console.resuming(state, attempt, problems)
         files = RunFiles(self._directory, self._config.output.poems_interval, state.step)
+        logs = stack.enter_context(open_sinks(self._config, self._directory, state.step))
         if checkpoint:
             cast.roles.trainer.load(checkpoint)
         max_staleness = self._config.rollout.max_staleness
         rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
-        around = replace(self._around, reporters=(files, *self._around.reporters))
+        around = replace(self._around, reporters=(files, *logs, *self._around.reporters))
         return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
 
 

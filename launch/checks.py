@@ -3,6 +3,7 @@
 import os
 import re
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from launch.placement import Placement, plan_placement
@@ -18,6 +19,7 @@ def check_run(config: RunConfig, directory: Path, resume: bool) -> Placement:
     placement = check_placement(config)
     resolve_model(config.model.path)
     data_directory(config.data.path)
+    check_sinks(config)
     check_output(directory, resume)
     return placement
 
@@ -72,6 +74,19 @@ def data_directory(path: str) -> Path:
                 f"data.path must be `bundled` or a directory with {name}", path, "Make one with `rlhaiku prepare`."
             )
     return directory
+
+
+def check_sinks(config: RunConfig) -> None:
+    """Raises BadInput if a sink's package is missing, or W&B has no key and is to go online."""
+    for sink in config.output.sinks:
+        package = sink.partition(":")[0]
+        if not find_spec(package):
+            remedy = f"Install it with: pip install 'rlhaiku[{package}]'"
+            raise BadInput(f"output.sinks needs the package {package}", sink, remedy)
+        offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
+        if package == "wandb" and not offline and not os.environ.get("WANDB_API_KEY"):
+            remedy = "Export it, or WANDB_MODE=offline to keep the numbers here."
+            raise BadInput("output.sinks: wandb reads its key from the environment", "no WANDB_API_KEY", remedy)
 
 
 def check_output(directory: Path, resume: bool) -> None:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -187,6 +187,8 @@ class OutputConfig(Section):
     """Complete checkpoints kept."""
     poems_interval: int = Field(default=10, ge=1)
     """Steps between poems on the console and in `samples.jsonl`."""
+    sinks: tuple[Annotated[str, Field(pattern=r"^(tensorboard|wandb(:[^/:\s]+/[^/:\s]+)?)$")], ...] = ()
+    """Where numbers go besides `metrics.jsonl`: `tensorboard`, `wandb`, or `wandb:PROJECT/GROUP`."""
 
 
 class RunConfig(Section):
@@ -351,4 +353,6 @@ def _toml(value: object) -> str:
     # A JSON string is a TOML string but for the one control character that JSON leaves alone.
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -83,7 +83,7 @@ class Coordinator:
         sync = self.roles.weight_sync.publish(self.state.weight_version + 1)
         seconds = {"rollout": rolled_out - started, "train": trained - rolled_out, "sync": sync.seconds}
         self.state = RunState(step + 1, sync.weight_version)
-        report = StepReport(self.state, groups, made.dropped, stats, sync, seconds, self.roles.rewards.stats())
+        report = StepReport(self.state, groups, made, stats, sync, seconds, self.roles.rewards.stats())
         for reporter in self.around.reporters:
             reporter.step(report)
 

@@ -1,17 +1,23 @@
-"""Every metric's name, and the files a run's numbers go to. Names are `part/quantity_unit`."""
+"""What a run reports, as named numbers and poems, and the files they go to. `metric_names.py` says what each is."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev, stdev
 from typing import Any, Protocol
 
 from rlhaiku.advantages import is_zero_variance
+from rlhaiku.batching import BatchResult
 from rlhaiku.checkpoints import RunState
 from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
 from rlhaiku.files import writing
-from rlhaiku.types import Completion, GroupKey, Reward, Scored, ScoredGroup, SyncReport, TrainStats
+from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
+
+EVAL_SCORES = ("structure_mean", "strict_575", "topic_mention", "distinct_2")
+"""What is reported of every evaluation, whatever the reward is; see `EvalSummary`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +28,8 @@ class StepReport:
     """After the step."""
     groups: tuple[ScoredGroup, ...]
     """The step's groups, dropped ones included, in claim order."""
-    dropped: Mapping[GroupKey, str]
-    """Groups that were not trained, with the reason."""
+    made: BatchResult
+    """What was trained with which advantages, and which groups were dropped."""
     stats: TrainStats
     sync: SyncReport
     seconds: Mapping[str, float]
@@ -52,10 +58,12 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         "step": report.state.step,
         "weight_version": report.state.weight_version,
         "reward/mean": fmean(r.total for r in scored_rewards),
+        "reward/std": pstdev(r.total for r in scored_rewards),
         **_component_means(scored_rewards),
+        **_standard_errors(report.groups),
         "reward/unscored": len(rewards) - len(scored_rewards),
         "group/zero_variance_share": fmean(_is_flat(scored.rewards) for scored in report.groups),
-        "group/dropped": len(report.dropped),
+        "group/dropped": len(report.made.dropped),
         "completion/length_mean": num_tokens / len(completions),
         "completion/truncated_share": fmean(c.finish_reason == "length" for c in completions),
         "rollout/staleness_mean": report.state.weight_version - 1 - fmean(c.weight_version for c in completions),
@@ -64,6 +72,21 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         "sync/num_bytes": report.sync.num_bytes,
         **report.rewards,
         **{f"time/{phase}_s": seconds for phase, seconds in report.seconds.items()},
+    }
+
+
+def evaluation_metrics(state: RunState, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """One flat row of numbers for one evaluation."""
+    summary = summarize(answers_of(groups)).to_dict()
+    low, high = summary["structure_ci"]
+    totals = [reward.total for scored in groups for reward in scored.rewards if isinstance(reward, Scored)]
+    return {
+        "step": state.step,
+        "weight_version": state.weight_version,
+        **({"eval/reward": fmean(totals)} if totals else {}),
+        **{f"eval/{name}": summary[name] for name in EVAL_SCORES},
+        "eval/structure_low": low,
+        "eval/structure_high": high,
     }
 
 
@@ -81,7 +104,8 @@ class RunFiles:
         """Appends the step's metrics, and now and then its poems."""
         _append(self._directory / "metrics.jsonl", [step_metrics(report)])
         if report.state.step % self._samples_interval == 0:
-            _append(self._directory / "samples.jsonl", sample_rows(report.state.step, report.groups))
+            rows = sample_rows(report.state.step, report.groups, report.made.batch)
+            _append(self._directory / "samples.jsonl", rows)
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """Writes the evaluation's summary and every poem."""
@@ -104,16 +128,25 @@ class RunFiles:
         return self._directory / "eval" / f"step-{step:06d}.json"
 
 
-def sample_rows(step: int, groups: Iterable[ScoredGroup]) -> Iterable[dict[str, Any]]:
-    """One row per completion: what was asked, answered and earned."""
+def sample_rows(
+    step: int, groups: Iterable[ScoredGroup], batch: TrainBatch | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row per completion: what was asked, answered and earned; with a batch, the advantage it was trained with."""
+    trained = {group.key: group.samples for group in batch.groups} if batch else {}
     for scored in groups:
-        for completion, reward in zip(scored.group.completions, scored.rewards, strict=True):
-            yield {
+        samples = iter(trained.get(scored.key, ()))  # the scored completions of the group, in order
+        for index, (completion, reward) in enumerate(zip(scored.group.completions, scored.rewards, strict=True)):
+            row = {
                 "step": step,
+                "group": scored.key.claim,
+                "index": index,
                 "prompt_id": scored.key.prompt_id,
                 "topic": scored.group.prompt.topic,
+                "prompt": scored.group.prompt.text,
                 **_sample(completion, reward),
             }
+            sample = next(samples, None) if isinstance(reward, Scored) else None
+            yield row | {"advantage": sample.advantage} if sample else row
 
 
 def _sample(completion: Completion, reward: Reward) -> dict[str, Any]:
@@ -127,6 +160,25 @@ def _sample(completion: Completion, reward: Reward) -> dict[str, Any]:
 def _component_means(rewards: Sequence[Scored]) -> dict[str, float]:
     names = sorted({name for reward in rewards for name in reward.components})
     return {f"reward/{name}": fmean(r.components[name] for r in rewards if name in r.components) for name in names}
+
+
+def _standard_errors(groups: Iterable[ScoredGroup]) -> dict[str, float]:
+    """Of the total's mean and of each component's; parts of a component (`a/b`) have none.
+
+    Completions of one prompt are alike, so each group counts once, with its mean.
+    """
+    group_means: defaultdict[str, list[float]] = defaultdict(list)
+    for scored in groups:
+        rewards = [reward for reward in scored.rewards if isinstance(reward, Scored)]
+        if rewards:
+            group_means["mean"].append(fmean(reward.total for reward in rewards))
+        for name, value in _component_means(rewards).items():
+            group_means[name.removeprefix("reward/")].append(value)
+    return {
+        f"reward_se/{name}": stdev(means) / math.sqrt(len(means))
+        for name, means in group_means.items()
+        if len(means) > 1 and "/" not in name
+    }
 
 
 def _is_flat(rewards: Sequence[Reward]) -> bool:

@@ -25,7 +25,7 @@ trainer.adam_beta2 trainer.adam_eps trainer.weight_decay trainer.max_grad_norm t
 trainer.micro_batch_tokens trainer.shared_prompt evaluation.interval evaluation.num_prompts
 evaluation.samples_per_prompt evaluation.temperature evaluation.max_tokens cluster.num_nodes
 cluster.gpus_per_node cluster.colocate cluster.wait_timeout_s output.save_interval output.keep_last
-output.poems_interval
+output.poems_interval output.sinks
 """.split()  # noqa: SIM905  (a list of strings is hard to read)
 
 
@@ -48,7 +48,7 @@ def test_presets():
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_written_config_reads_back_equal(preset, tmp_path):
-    config = load_config(preset, ['model.path=a "quoted" \\ path'])
+    config = load_config(preset, ['model.path=a "quoted" \\ path', 'output.sinks=["tensorboard", "wandb:a/b"]'])
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
 
@@ -76,6 +76,7 @@ def test_overrides_the_last_one_wins():
     ("rollout.tile_groups=5", "16", "e.g. 16 and 8"),
     ("trainer.optimizer_steps=3", "3", "divisor"),
     ("output.keep_last=1", 1, "--set output.keep_last"),
+    ('output.sinks=["comet"]', "comet", "--set output.sinks"),
     ("no equals sign", "no equals sign", "--set"),
 ])
 def test_bad_overrides_say_rule_value_remedy(override, value, remedy):

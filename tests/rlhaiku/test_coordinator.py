@@ -139,7 +139,7 @@ def test_unscored_completions_leave_and_small_groups_drop(tmp_path):
     assert len(batch.groups[0].samples) == 2
     dropped = [event for event in world.sink.events if isinstance(event, GroupsDropped)]
     assert [(event.step, list(event.reasons.values())) for event in dropped] == [(0, ["1 of 3 completions scored"])]
-    assert len(world.reporter.steps[0].dropped) == 1
+    assert len(world.reporter.steps[0].made.dropped) == 1
 
 
 def test_step_without_any_group_fails_loudly(tmp_path):

@@ -1,20 +1,27 @@
 import json
+import math
 
 import pytest
 
+from rlhaiku.batching import make_batch
 from rlhaiku.checkpoints import RunState
-from rlhaiku.metrics import RunFiles, StepReport, step_metrics
+from rlhaiku.config import AlgorithmConfig
+from rlhaiku.metric_names import METRICS, describe_metric
+from rlhaiku.metrics import RunFiles, StepReport, evaluation_metrics, step_metrics
 from rlhaiku.types import Scored, SyncReport, TrainStats, Unscored
 from tests.tiny import make_scored
 
 
 def make_report(step=3):
-    groups = (make_scored(0, [1.0, 1.0]), make_scored(1, [Scored(0.5, {"structure": 0.25}), Unscored("judge down")]))
+    groups = (
+        make_scored(0, [2.0, 0.0, Unscored("judge down")]),
+        make_scored(1, [Scored(0.5, {"structure": 0.25}), Unscored("judge down")]),
+    )
     stats = TrainStats(step - 1, 0.1, 1.0, 1e-4, 0.0, 0.001, 0.0, 20, 50)
     sync = SyncReport(step, 1, 400, 0.5)
     seconds = {"rollout": 2.0, "train": 1}
-    dropped, counted = {groups[1].key: "1 of 2"}, {"judge/requests": 7}
-    return StepReport(RunState(step, step), groups, dropped, stats, sync, seconds, counted)
+    made = make_batch(step - 1, groups, AlgorithmConfig(), temperature=1.0)
+    return StepReport(RunState(step, step), groups, made, stats, sync, seconds, {"judge/requests": 7})
 
 
 def test_metrics_of_a_step():
@@ -22,8 +29,11 @@ def test_metrics_of_a_step():
     assert row["step"] == row["weight_version"] == 3
     assert row["reward/mean"] == pytest.approx(2.5 / 3)
     assert row["reward/structure"] == 0.25
-    assert row["reward/unscored"] == 1
-    assert row["group/zero_variance_share"] == 1.0
+    assert row["reward/std"] == pytest.approx(math.sqrt(((2 - 2.5 / 3) ** 2 + (2.5 / 3) ** 2 + (1 / 3) ** 2) / 3))
+    assert row["reward_se/mean"] == pytest.approx(0.25)  # group means 1 and 0.5: deviation 0.3536, over root 2
+    assert "reward_se/structure" not in row  # one group has it: no deviation
+    assert row["reward/unscored"] == 2
+    assert row["group/zero_variance_share"] == 0.5
     assert row["group/dropped"] == 1
     assert row["completion/truncated_share"] == 0.0
     assert row["rollout/staleness_mean"] == 2
@@ -32,6 +42,23 @@ def test_metrics_of_a_step():
     assert row["train/grad_norm"] == 1.0
     assert row["time/train_s"] == 1
     assert row["judge/requests"] == 7
+
+
+def test_every_name_is_in_the_table_and_the_table_holds_nothing_else():
+    state = RunState(3, 3)
+    rows = step_metrics(make_report()), evaluation_metrics(state, make_report().groups)
+    names = {name for row in rows for name in row} | {"time/sync_s"}
+    documented = {name if name in METRICS else name.partition("/")[0] + "/*" for name in names}
+    assert documented == METRICS.keys()
+    assert all(describe_metric(name) for name in names)
+    with pytest.raises(KeyError):
+        describe_metric("rollout/new")
+
+
+def test_an_evaluation_that_nobody_could_score_has_no_reward():
+    row = evaluation_metrics(RunState(0, 0), [make_scored(0, [Unscored("judge down")])])
+    assert "eval/reward" not in row
+    assert row["eval/strict_575"] == 0.0
 
 
 def rows(path):
@@ -44,9 +71,14 @@ def test_files_of_a_run_and_their_resume(tmp_path):
         files.step(make_report(step))
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     samples = rows(tmp_path / "samples.jsonl")
-    assert [row["step"] for row in samples] == [2] * 4 + [4] * 4
-    assert samples[2]["components"] == {"structure": 0.25}
-    assert samples[3]["unscored"] == "judge down"
+    assert [row["step"] for row in samples] == [2] * 5 + [4] * 5
+    assert [(row["group"], row["index"]) for row in samples[:5]] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert [row.get("advantage") for row in samples[:3]] == [
+        pytest.approx(0.7071, abs=1e-4), pytest.approx(-0.7071, abs=1e-4), None,
+    ]
+    assert "advantage" not in samples[3]  # its group was dropped
+    assert samples[3]["components"] == {"structure": 0.25}
+    assert samples[4]["unscored"] == "judge down"
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "cut off by a cra')
     resumed = RunFiles(tmp_path, samples_interval=2, resumed_step=2)
