@@ -54,10 +54,22 @@ def train(
     directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
     check_run(config, directory, resume)
     from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
+    from launch.report import try_report
 
     result = run(config, output_dir=directory, resume=resume, chaos=chaos)
+    Console(soft_wrap=True).print(escape(try_report(directory)), highlight=False)
     if not result.finished:
         raise typer.Exit(130)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path | None, typer.Argument(help="A run directory; the newest by default.")] = None,
+) -> None:
+    """Draw a run, finished or not, as one HTML page and some PNGs: curves, time, health, poems."""
+    from launch.report import write_report
+
+    print(write_report(directory or _newest_run()))
 
 
 @app.command()
@@ -178,5 +190,6 @@ def _fail(status: int, message: str) -> None:
 def _newest_run() -> Path:
     runs = sorted(RUNS.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
     if not runs:
-        raise BadInput("--resume needs a run", str(RUNS), "Name it with --output-dir.")
+        remedy = "Name its directory; with `train` that is --output-dir."
+        raise BadInput("there must be a run to go on with or to draw", str(RUNS), remedy)
     return runs[-1].parent

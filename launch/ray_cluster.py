@@ -73,7 +73,7 @@ class ModalRayCluster:
         self._cpus, self._gpus, self._dashboard = num_cpus, num_gpus, dashboard
         self._deadline = time.monotonic() + start_timeout_s
         self._port = PORT if len(place.addresses) > 1 else _free_port()
-        self._ray: subprocess.Popen[bytes] | None = None
+        self._node: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
         self._temporary = tempfile.mkdtemp(prefix="rlh-", dir="/tmp")  # socket paths end at 107 characters
 
@@ -115,13 +115,13 @@ class ModalRayCluster:
         self._stopped.set()
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
-        if self._ray is not None:
-            self._ray.terminate()
+        if self._node is not None:
+            self._node.terminate()
             try:
-                self._ray.wait(30)
+                self._node.wait(30)
             except subprocess.TimeoutExpired:
-                self._ray.kill()
-                self._ray.wait(30)
+                self._node.kill()
+                self._node.wait(30)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self) -> None:
@@ -133,7 +133,7 @@ class ModalRayCluster:
         if not self.is_head:
             self._wait_until(self._head_answers, f"the head at {self.head}")
         with open(os.path.join(self._temporary, "start.log"), "wb") as log:
-            self._ray = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._node = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if not self.is_head:
             return
         self._wait_until(self._head_answers, "this node's Ray")
@@ -177,7 +177,7 @@ class ModalRayCluster:
             time.sleep(0.2)
 
     def _require_ray(self) -> None:
-        status = self._ray.poll() if self._ray else None
+        status = self._node.poll() if self._node else None
         if status is not None:
             raise NodeLost(f"Ray of rank {self.place.rank} ended with status {status}\n{self._log()}")
 

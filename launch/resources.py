@@ -12,7 +12,10 @@ SLIME_IMAGE = (
     "slimerl/slime:nightly-dev-20260703b@sha256:269b44b17e3f7136447db4cdaa3bf36ef9e3169f1596af0d7180c45f2a301965"
 )
 """SGLang, Megatron and slime as one tested set; the tag is for people, the digest is what is pulled."""
-PINS = ("aiohttp==3.14.5", "pydantic==2.14.3", "rich==15.0.0", "typer==0.29.2")
+PINS = (
+    *("aiohttp==3.14.5", "jinja2==3.1.6", "matplotlib==3.11.2", "pydantic==2.14.3"),
+    *("rich==15.0.0", "typer==0.29.2"),
+)
 """What rlhaiku needs beyond the image; its torch, transformers and Ray are left alone."""
 DAY_S = 24 * 3600
 """Modal's longest timeout; it is checked by nobody before the run."""

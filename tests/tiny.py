@@ -52,12 +52,12 @@ def make_request(claim: int = 0, name: str = "cat", *, group_size: int = 4, max_
     return GroupRequest(GroupKey(claim, 0, prompt.prompt_id), prompt, group_size, sampling, kw.pop("version", 0))
 
 
-def make_scored(claim: int, totals: list, *, version: int = 0) -> ScoredGroup:
-    """A scored group with one completion per total; a total that is a Reward is taken as it is."""
+def make_scored(claim: int, totals: list, *, version: int = 0, text: str = "") -> ScoredGroup:
+    """A scored group with one completion per total, all of them `text`; a total that is a Reward is taken as it is."""
     prompt = make_prompt(f"topic{claim}", 4 + claim % 3)
     completions = tuple(
         Completion(tuple(50 + (claim + i + t) % 60 for t in range(2 + (claim + i) % 5)),
-                   tuple(-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)), f"poem {i}", "stop", version)
+                   tuple(-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)), text or f"poem {i}", "stop", version)
         for i in range(len(totals))
     )
     rewards = tuple(Scored(float(t)) if isinstance(t, int | float) else t for t in totals)
