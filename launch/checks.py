@@ -55,7 +55,7 @@ def resolve_model(path: str) -> str:
         return str(_asset("model"))
     directory = Path(path).expanduser()
     if (directory / "config.json").is_file():
-        return str(directory)
+        return str(directory.absolute())  # actors may have started elsewhere
     if directory.exists() or not HUB_ID.fullmatch(path):
         raise BadInput(
             "model.path must be `bundled`, a Hugging Face directory with a config.json, or a hub id like owner/name",

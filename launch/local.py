@@ -71,7 +71,7 @@ def run(
     """
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)
-    spec = reward_spec(config, reward, rubric, directory)
+    spec = reward_spec(config, reward, rubric, directory.absolute())  # actors may have started elsewhere
     prompts, eval_prompts = load_prompts(config)
     hooks = hooks or Hooks()
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def run(
         around = Surroundings(
             PromptOrder(prompts, config.seed),
             eval_prompts,
-            CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger, hooks.saved),
+            CheckpointStore(directory.absolute() / "checkpoints", config.output.keep_last, ledger, hooks.saved),
             reporters=(console,),
             sinks=(ledger,),
             should_stop=lambda: is_asked() or hooks.should_stop(),
