@@ -27,9 +27,11 @@ lint: .venv/installed
 chaos: .venv/installed
 	.venv/bin/python -m benchmarks.chaos
 
+# PEER_PYTHON: the Python of an environment with trl, torch and transformers, for the comparison with TRL.
 bench: .venv/installed
-	.venv/bin/python -m benchmarks.reward_pool
-	.venv/bin/python -m benchmarks.judge_client
+	for each in reward_pool judge_client rollout_throughput train_step weight_sync coordinator_overhead; do \
+	  .venv/bin/python -m benchmarks.$$each || exit; done
+	$(if $(PEER_PYTHON),.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON))
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before anybody imports transformers
+SETTLE_S = 120.0
 RESAMPLES = 2000
 PACKAGES = ("numpy", "ray", "aiohttp", "torch", "transformers")
 
@@ -71,8 +72,10 @@ def paired(
 
 
 def refuse_when_busy(force: bool) -> float:
-    """The load average, or an exit: times taken on a busy machine say nothing."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    """The load average, or an exit: times taken on a busy machine say nothing. What ran before may take time to fade."""
+    cores, deadline = os.cpu_count() or 1, time.monotonic() + SETTLE_S
+    while (load := os.getloadavg()[0]) > cores and not force and time.monotonic() < deadline:
+        time.sleep(5)
     if load > cores and not force:
         sys.exit(f"the load average must not exceed the {cores} cores; it is {load:.1f}. Wait, or add --force.")
     return load
