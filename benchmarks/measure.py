@@ -72,7 +72,7 @@ def paired(
 
 
 def refuse_when_busy(force: bool) -> float:
-    """The load average, or an exit: times taken on a busy machine say nothing. What ran before may take time to fade."""
+    """The load average, or an exit: times taken on a busy machine say nothing. What ran before may first fade."""
     cores, deadline = os.cpu_count() or 1, time.monotonic() + SETTLE_S
     while (load := os.getloadavg()[0]) > cores and not force and time.monotonic() < deadline:
         time.sleep(5)
