@@ -1,11 +1,14 @@
-"""Model weights in shared memory: a flat file mapped by the trainer and by every engine of the node.
+"""Model weights in memory that the trainer and every engine of the node share, one slot per version that may be alive.
 
-The file has one slot per weight version that may be alive at once. The trainer writes version v into slot
-v % num_slots while engines still generate from another; an engine points its parameters into a slot, copying nothing.
+The trainer writes version v into slot v % num_slots while engines still generate from another. On CPUs the slots are a
+mapped file and an engine points its parameters into one, copying nothing. On a GPU they are one buffer of the trainer's
+that engines on the same card open over CUDA IPC; the handle is exchanged once, and then only version numbers.
 """
 
+import os
+import pickle
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,43 +18,92 @@ ALIGNMENT = 64
 """Elements; every tensor starts on a cache line, so kernels see the same alignment in every slot."""
 SAMPLES = 256
 """Elements per tensor that enter the checksum."""
+DEVICE_INDEX = 6
+"""Which argument of torch's `rebuild_cuda_tensor` names the device, a number that the receiver counts its own way."""
+
+Shapes = Mapping[str, torch.Size]
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 over evenly spaced elements of every tensor, in their order."""
+    sampled = [flat[:: max(1, flat.numel() // SAMPLES)] for flat in (tensor.flatten() for tensor in tensors)]
+    return zlib.crc32(torch.cat(sampled).cpu().view(torch.uint8).numpy().tobytes())
 
 
 class WeightSlots:
-    """A model's parameters by version, in a mapped file. Tied parameters are held once."""
+    """A model's parameters by version. Tied parameters are held once."""
 
     def __init__(self, path: Path, model: nn.Module, num_slots: int) -> None:
         """Maps `path`, creating it at the right size if it is missing; all sides must use the same architecture."""
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self._offsets, end = {}, 0
-        for name, shape in self._shapes.items():
-            self._offsets[name] = end
-            end += -(-shape.numel() // ALIGNMENT) * ALIGNMENT
-        dtype = next(model.parameters()).dtype
-        flat = torch.from_file(str(path), shared=True, size=end * num_slots, dtype=dtype)
-        self._slots = flat.view(num_slots, end)
-        self.num_bytes = sum(shape.numel() for shape in self._shapes.values()) * dtype.itemsize
+        shapes, dtype = parameter_shapes(model), next(model.parameters()).dtype
+        size = slot_elements(shapes) * num_slots
+        self._lay_out(shapes, torch.from_file(str(path), shared=True, size=size, dtype=dtype), num_slots)
+
+    def _lay_out(self, shapes: Shapes, flat: Tensor, num_slots: int) -> None:
+        self.shapes = shapes
+        self._slots = flat.view(num_slots, -1)
+        self.num_bytes = sum(shape.numel() for shape in shapes.values()) * flat.dtype.itemsize
 
     def views(self, weight_version: int) -> dict[str, Tensor]:
         """Every parameter as a view into the version's slot."""
-        slot = self._slots[weight_version % len(self._slots)]
-        return {
-            name: slot[self._offsets[name] : self._offsets[name] + shape.numel()].view(shape)
-            for name, shape in self._shapes.items()
-        }
+        slot, views, start = self._slots[weight_version % len(self._slots)], {}, 0
+        for name, shape in self.shapes.items():
+            views[name] = slot[start : start + shape.numel()].view(shape)
+            start += _aligned(shape)
+        return views
 
     def write(self, weight_version: int, parameters: Iterable[tuple[str, Tensor]]) -> int:
         """Copies named parameters into the version's slot and returns their checksum."""
         views = self.views(weight_version)
-        for name, parameter in parameters:
-            views[name].copy_(parameter.detach())
+        names, tensors = zip(*parameters, strict=True)
+        with torch.no_grad():
+            torch._foreach_copy_([views[name] for name in names], list(tensors))
         return self.checksum(weight_version)
 
     def checksum(self, weight_version: int) -> int:
-        """CRC-32 over evenly spaced elements of every tensor of the version."""
-        crc = 0
-        for view in self.views(weight_version).values():
-            flat = view.flatten()
-            sampled = flat[:: max(1, flat.numel() // SAMPLES)].contiguous()
-            crc = zlib.crc32(sampled.view(torch.uint8).numpy().tobytes(), crc)
-        return crc
+        """The version's checksum; whatever was queued on a GPU to write it is waited for."""
+        return checksum(self.views(weight_version).values())
+
+
+class DeviceWeightSlots(WeightSlots):
+    """The same in GPU memory, as bf16: made by the trainer, opened by engines on the same card."""
+
+    def __init__(self, shapes: Shapes, flat: Tensor, num_slots: int) -> None:
+        self._lay_out(shapes, flat, num_slots)
+
+    @classmethod
+    def create(cls, path: Path, model: nn.Module, num_slots: int) -> "DeviceWeightSlots":
+        """Takes the memory, and leaves in `path` what another process needs to open it."""
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        shapes = parameter_shapes(model)
+        flat = torch.empty(slot_elements(shapes) * num_slots, dtype=torch.bfloat16, device="cuda")
+        _, handle = reduce_tensor(flat)  # type: ignore[no-untyped-call]
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(pickle.dumps(({name: tuple(shape) for name, shape in shapes.items()}, num_slots, handle)))
+        os.replace(partial, path)
+        return cls(shapes, flat, num_slots)
+
+    @classmethod
+    def open(cls, path: Path) -> "DeviceWeightSlots":
+        """Opens what another process created and still holds."""
+        from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+        shapes, num_slots, handle = pickle.loads(path.read_bytes())
+        here = [*handle[:DEVICE_INDEX], torch.cuda.current_device(), *handle[DEVICE_INDEX + 1 :]]
+        flat: Tensor = rebuild_cuda_tensor(*here)  # type: ignore[no-untyped-call]
+        return cls({name: torch.Size(shape) for name, shape in shapes.items()}, flat, num_slots)
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes by name, in the model's own order."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def slot_elements(shapes: Shapes) -> int:
+    """Elements of one slot."""
+    return sum(_aligned(shape) for shape in shapes.values())
+
+
+def _aligned(shape: torch.Size) -> int:
+    return -(-shape.numel() // ALIGNMENT) * ALIGNMENT

@@ -148,6 +148,8 @@ class TrainerConfig(Section):
     """Most tokens forwarded at once, padding included; bounds memory, changes no result beyond rounding."""
     shared_prompt: bool = True
     """Forward a group's prompt once for all its completions."""
+    recompute: bool = False
+    """Keep no activations inside a layer and make them again in the backward pass: less memory, a third more work."""
 
 
 class EvaluationConfig(Section):

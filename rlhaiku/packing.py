@@ -71,17 +71,6 @@ def pack_groups(groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bo
         start = end
 
 
-def attention_allowed(segment_ids: Ints) -> NDArray[np.bool_]:
-    """[R, L, L] which column (last axis) each position may look at; a pad position sees only itself."""
-    columns = np.arange(segment_ids.shape[1])
-    causal = columns[:, None] >= columns[None, :]
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    visible = causal & ((key == PROMPT_SEGMENT) | (key == query)) & (key != PAD_SEGMENT) & (query != PAD_SEGMENT)
-    # A row of the mask without any True would make softmax produce NaN.
-    allowed: NDArray[np.bool_] = visible | np.eye(segment_ids.shape[1], dtype=bool)
-    return allowed
-
-
 def _rows(group: TrainGroup, shared_prompt: bool) -> list[tuple[TrainGroup, Sequence[TrainSample]]]:
     if shared_prompt:
         return [(group, group.samples)]

@@ -1,19 +1,21 @@
-"""The trainer of a laptop: GRPO in plain torch over any `transformers` causal language model."""
+"""GRPO in plain torch over any `transformers` causal language model, on a CPU or on one GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer
 
-from actors.weight_slots import WeightSlots
+from actors.trainers.forward import pack_logprobs
+from actors.trainers.policy import Device, Policy, load_reference
+from actors.weight_slots import DeviceWeightSlots, WeightSlots
 from actors.weight_sync import SentWeights
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import Pack, attention_allowed, pack_groups
+from rlhaiku.packing import Pack, pack_groups
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
@@ -26,12 +28,15 @@ class TrainerSpec:
     model_path: str
     """A Hugging Face directory or hub id."""
     weights_file: Path
-    """Shared memory that `WeightSlots` maps."""
+    """Where engines find the weights: shared memory, or the handle of a buffer on the GPU."""
     num_slots: int
     num_steps: int
     """Train steps of the whole run, for the learning-rate schedule."""
     trainer: TrainerConfig
     algorithm: AlgorithmConfig
+    device: Device = "cpu"
+    compiled: bool = False
+    """On a GPU: compile the layers; about a minute at the first step."""
 
 
 class TorchTrainer:
@@ -39,13 +44,19 @@ class TorchTrainer:
 
     def __init__(self, spec: TrainerSpec) -> None:
         torch.set_num_threads(spec.trainer.threads)
-        torch.use_deterministic_algorithms(True)
+        # On a GPU the fast kernels of attention's backward pass have no deterministic twin.
+        torch.use_deterministic_algorithms(spec.device == "cpu")
         self._spec = spec
-        self._model = _load_model(spec.model_path)
+        self._policy = Policy(
+            spec.model_path, spec.device, recompute=spec.trainer.recompute, compiled=spec.compiled
+        )
+        self._model = self._policy.model
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
-        self._reference = _load_model(spec.model_path) if spec.algorithm.kl_coef > 0 else None
-        self._slots = WeightSlots(spec.weights_file, self._model, spec.num_slots)
-        self._optimizer = _make_optimizer(self._model, spec.trainer)
+        has_reference = spec.algorithm.kl_coef > 0
+        self._reference = load_reference(spec.model_path, spec.device) if has_reference else None
+        make_slots = WeightSlots if spec.device == "cpu" else DeviceWeightSlots.create
+        self._slots = make_slots(spec.weights_file, self._model, spec.num_slots)
+        self._optimizer = _make_optimizer(self._policy.weights.values(), spec.trainer)
 
     def train_step(self, batch: TrainBatch) -> TrainStats:
         """`optimizer_steps` AdamW steps, each over an equal part of the batch's groups."""
@@ -66,15 +77,15 @@ class TorchTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes `trainer.pt` (weights in full precision and optimizer) and a Hugging Face directory `hf/`."""
-        state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state = {"weights": dict(self._policy.weights), "optimizer": self._optimizer.state_dict()}
         torch.save(state, directory / STATE_FILE)
         self._model.save_pretrained(directory / "hf")
         self._tokenizer.save_pretrained(directory / "hf")
 
     def load(self, directory: Path) -> None:
         """Restores what `save` wrote."""
-        state = torch.load(directory / STATE_FILE, weights_only=True)
-        self._model.load_state_dict(state["model"])
+        state = torch.load(directory / STATE_FILE, weights_only=True, map_location=self._spec.device)
+        self._policy.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
 
     def _optimizer_step(self, groups: Sequence[TrainGroup], temperature: float, totals: "_Totals") -> None:
@@ -88,46 +99,31 @@ class TorchTrainer:
             num_sequences=sum(len(group.samples) for group in groups),
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        sums = torch.zeros(4, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
         for pack in pack_groups(groups, trainer.micro_batch_tokens, trainer.shared_prompt):
+            rollout_logprobs, advantages, lengths = (
+                torch.from_numpy(each).to(sums.device, non_blocking=True)
+                for each in (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
+            )
+            trainer_logprobs = pack_logprobs(self._model, pack, temperature)
+            reference_logprobs = self._reference_logprobs(pack, temperature)
             output = policy_loss(
-                pack_logprobs(self._model, pack, temperature),
-                torch.from_numpy(pack.rollout_logprobs),
-                torch.from_numpy(pack.advantages),
-                torch.from_numpy(pack.sequence_lengths),
-                settings,
-                self._reference_logprobs(pack, temperature),
+                trainer_logprobs, rollout_logprobs, advantages, lengths, settings, reference_logprobs
             )
             output.loss.backward()  # type: ignore[no-untyped-call]
-            loss += output.loss.item()
-            totals.clipped += output.clipped.item()
-            totals.gap += output.gap.item()
-            totals.kl += output.kl.item()
+            sums += torch.stack([output.loss.detach(), output.clipped, output.gap, output.kl]).double()
             totals.forward_tokens += pack.num_tokens
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), trainer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._policy.weights.values(), trainer.max_grad_norm)
         self._optimizer.step()
-        totals.loss = loss
-        totals.grad_norms.append(norm.item())
+        self._policy.refresh()
+        loss, clipped, gap, kl = sums.tolist()
+        totals.add(loss, clipped, gap, kl, norm.item())
 
     def _reference_logprobs(self, pack: Pack, temperature: float) -> Tensor | None:
         if self._reference is None:
             return None
         with torch.no_grad():
             return pack_logprobs(self._reference, pack, temperature)
-
-
-def pack_logprobs(model: PreTrainedModel, pack: Pack, temperature: float) -> Tensor:
-    """[N] log-probabilities of a pack's loss tokens; logits are made only at the positions that need them."""
-    hidden = model.base_model(
-        input_ids=torch.from_numpy(pack.token_ids),
-        attention_mask=torch.from_numpy(attention_allowed(pack.segment_ids))[:, None],
-        position_ids=torch.from_numpy(pack.position_ids),
-        use_cache=False,
-    ).last_hidden_state
-    rows, columns = torch.from_numpy(pack.target_rows), torch.from_numpy(pack.predictor_columns)
-    logits = model.get_output_embeddings()(hidden[rows, columns]).float() / temperature
-    chosen: Tensor = logits.log_softmax(-1).gather(-1, torch.from_numpy(pack.targets)[:, None])[:, 0]
-    return chosen
 
 
 def learning_rate(step: int, num_steps: int, config: TrainerConfig) -> float:
@@ -148,6 +144,14 @@ class _Totals:
         self.forward_tokens = 0
         self.grad_norms: list[float] = []
 
+    def add(self, loss: float, clipped: float, gap: float, kl: float, grad_norm: float) -> None:
+        """One optimizer step's."""
+        self.loss = loss  # of the last one
+        self.clipped += clipped
+        self.gap += gap
+        self.kl += kl
+        self.grad_norms.append(grad_norm)
+
     def stats(self, batch: TrainBatch, lr: float) -> TrainStats:
         num_tokens = batch.num_loss_tokens
         return TrainStats(
@@ -163,14 +167,9 @@ class _Totals:
         )
 
 
-def _load_model(path: str) -> PreTrainedModel:
-    """In fp32 (bf16 is slower on a CPU), without dropout: a policy's logprobs must not depend on chance."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def _make_optimizer(model: PreTrainedModel, config: TrainerConfig) -> torch.optim.AdamW:
+def _make_optimizer(weights: Iterable[nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:
     """AdamW with decay on matrices only: norms and biases have no business near zero."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(weights)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

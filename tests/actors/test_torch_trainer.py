@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec, learning_rate, pack_logprobs
+from actors.trainers.forward import chosen_logprobs, pack_logprobs
+from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec, learning_rate
 from rlhaiku.batching import make_batch
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
 from rlhaiku.packing import pack_groups
@@ -136,3 +137,26 @@ def test_schedules():
     linear = TrainerConfig(lr=1.0, lr_schedule="linear")
     assert [learning_rate(step, 10, linear) for step in (0, 9)] == [1.0, pytest.approx(0.1)]
     assert learning_rate(0, 1, linear) == 1.0
+
+
+def test_logits_in_chunks_give_the_same_logprobs_and_gradients():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False)
+    hidden, targets = torch.randn(23, 16), torch.randint(50, (23,))
+    found = []
+    for max_bytes in (1 << 30, 7 * 50 * 4):  # all at once, and seven rows at a time
+        leaf = hidden.clone().requires_grad_()
+        logprobs = chosen_logprobs(head, leaf, targets, 0.7, max_bytes)
+        gradients = torch.autograd.grad((logprobs * torch.linspace(-1, 1, 23)).sum(), [leaf, head.weight])
+        found.append((logprobs, *gradients))
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(whole, cut, rtol=1e-6, atol=1e-6)
+
+
+def test_recomputing_activations_changes_nothing(make_trainer):
+    kept, recomputed = make_trainer(), make_trainer(recompute=True)
+    for trainer in (kept, recomputed):
+        trainer.train_step(make_train_batch())
+    assert not any(module.training for module in recomputed._model.modules() if "Attention" in type(module).__name__)
+    for name, parameter in weights(kept).items():
+        assert torch.equal(parameter, weights(recomputed)[name]), name

@@ -22,7 +22,7 @@ judge.max_concurrency judge.requests_per_s judge.give_up_s judge.cache algorithm
 algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.kl_coef algorithm.loss_aggregation
 trainer.backend trainer.threads trainer.lr trainer.lr_schedule trainer.lr_warmup_steps trainer.adam_beta1
 trainer.adam_beta2 trainer.adam_eps trainer.weight_decay trainer.max_grad_norm trainer.optimizer_steps
-trainer.micro_batch_tokens trainer.shared_prompt evaluation.interval evaluation.num_prompts
+trainer.micro_batch_tokens trainer.shared_prompt trainer.recompute evaluation.interval evaluation.num_prompts
 evaluation.samples_per_prompt evaluation.temperature evaluation.max_tokens cluster.num_nodes
 cluster.gpus_per_node cluster.colocate cluster.wait_timeout_s output.save_interval output.keep_last
 output.poems_interval output.sinks

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from actors.trainers.torch_trainer import pack_logprobs
+from actors.trainers.forward import attention_allowed, pack_logprobs
 from rlhaiku.batching import make_batch
 from rlhaiku.config import AlgorithmConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import attention_allowed, pack_groups
+from rlhaiku.packing import pack_groups
 from rlhaiku.types import GroupKey, TrainGroup, TrainSample
 from tests.tiny import make_scored, save_tiny_model
 
@@ -109,8 +109,8 @@ def test_packs_hold_every_loss_token_once_in_order(shapes, max_tokens, shared_pr
 
 
 def test_mask_shows_prompt_and_own_past_only():
-    allowed = attention_allowed(np.array([[0, 0, 1, 1, 2, -1]]))[0]
-    assert allowed.astype(int).tolist() == [
+    allowed = attention_allowed(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0]
+    assert allowed.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],

@@ -1,0 +1,64 @@
+"""Log-probabilities of a pack's loss tokens, without ever holding the logits of all of them at once."""
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rlhaiku.packing import PAD_SEGMENT, PROMPT_SEGMENT, Pack
+
+LOGITS_BYTES = 1 << 30
+"""Most fp32 logits at once: 151,936 tokens of vocabulary at 9,000 positions would be 5.5 GB, some of it thrice."""
+
+
+def pack_logprobs(model: PreTrainedModel, pack: Pack, temperature: float) -> Tensor:
+    """[N] log-probabilities of a pack's loss tokens, fp32; logits are made only at the positions that need them."""
+
+    def there(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(model.device, non_blocking=True)
+
+    hidden = model.base_model(
+        input_ids=there(pack.token_ids),
+        attention_mask=attention_allowed(there(pack.segment_ids))[:, None],
+        position_ids=there(pack.position_ids),
+        use_cache=False,
+    ).last_hidden_state
+    predicting = hidden[there(pack.target_rows), there(pack.predictor_columns)]
+    return chosen_logprobs(model.get_output_embeddings(), predicting, there(pack.targets), temperature)
+
+
+def attention_allowed(segment_ids: Tensor) -> Tensor:
+    """[R, L, L] which column (last axis) each position may look at, from [R, L]; a pad position sees only itself."""
+    length = segment_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    visible = causal & ((key == PROMPT_SEGMENT) | (key == query)) & (key != PAD_SEGMENT) & (query != PAD_SEGMENT)
+    # A row of the mask without any True would make softmax produce NaN.
+    return visible | torch.eye(length, dtype=torch.bool, device=segment_ids.device)
+
+
+def chosen_logprobs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, max_bytes: int = LOGITS_BYTES
+) -> Tensor:
+    """[N] log-softmax of `head(hidden)` at `targets`; hidden [N, H], targets [N].
+
+    Where the logits would need more than `max_bytes`, they are made chunk by chunk, and again in the backward pass.
+    """
+    vocabulary: int = head.get_parameter("weight").shape[0]
+    rows = max(1, max_bytes // (4 * vocabulary))
+    if len(hidden) <= rows:
+        return _chosen(head, hidden, targets, temperature)
+    chunks = [
+        checkpoint(_chosen, head, some, their_targets, temperature, use_reentrant=False)
+        for some, their_targets in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(chunks)
+
+
+def _chosen(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    logits = head(hidden).float() / temperature
+    chosen: Tensor = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return chosen
