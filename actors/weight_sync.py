@@ -13,7 +13,7 @@ from rlhaiku.types import SyncReport
 
 @dataclass(frozen=True, slots=True)
 class SentWeights:
-    """The trainer's word on what it put into shared memory."""
+    """The trainer's word on what it put into the memory it shares with the engines."""
 
     weight_version: int
     checksum: int
@@ -21,7 +21,10 @@ class SentWeights:
 
 
 class SharedMemorySync:
-    """The WeightSync of one node: the trainer writes a slot, engines map it; only version numbers are sent."""
+    """The WeightSync of one node: the trainer writes a slot, engines read it; only version numbers are sent.
+
+    Where the slots are, in the node's memory or on its GPU, trainer and engines know.
+    """
 
     def __init__(self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float) -> None:
         """`published`: kept up to date, so that an engine started later knows what it can read."""

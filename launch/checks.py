@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger.schema import LEDGER_FILE
 
+DRIVER_S = 30.0
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -35,18 +37,33 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_gpus() -> int:
+    """NVIDIA GPUs of this machine, as its driver counts them."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=DRIVER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
 def check_backends(config: RunConfig) -> None:
-    """This build runs torch engines and the torch trainer, on CPUs; of several nodes the others have reward workers."""
-    chosen = (config.rollout.engine, config.trainer.backend)
-    if chosen != ("torch", "torch"):
+    """All on CPUs with torch engines, or engine and trainer on one GPU with vLLM; there must be what that needs."""
+    engine, backend, gpus = config.rollout.engine, config.trainer.backend, config.cluster.gpus_per_node
+    if engine == "sglang" or backend != "torch":
         raise BadInput(
-            "`rlhaiku train` runs rollout.engine=torch with trainer.backend=torch",
-            f"{chosen[0]} with {chosen[1]}",
-            "Use --preset laptop, or set both to torch.",
+            "`rlhaiku train` runs rollout.engine=torch or vllm with trainer.backend=torch",
+            f"{engine} with {backend}",
+            "Use --preset laptop or --preset one-gpu.",
         )
-    if config.cluster.gpus_per_node:
-        rule = "the torch backend runs on CPUs"
-        raise BadInput(rule, f"{config.cluster.gpus_per_node} GPUs a node", "Set cluster.gpus_per_node=0.")
+    wanted = 1 if engine == "vllm" else 0
+    if gpus != wanted:
+        where = "one GPU" if wanted else "CPUs"
+        rule = f"rollout.engine={engine} with its trainer runs on {where}"
+        raise BadInput(rule, f"{gpus} GPUs a node", f"Set cluster.gpus_per_node={wanted}.")
+    if wanted and not available_gpus():
+        raise BadInput("rollout.engine=vllm needs an NVIDIA GPU", "nvidia-smi finds none", "Use --preset laptop.")
+    if wanted and find_spec("vllm") is None:
+        raise BadInput("rollout.engine=vllm needs vLLM", "not installed", "pip install 'rlhaiku[local,vllm]'.")
 
 
 def resolve_model(path: str) -> str:

@@ -42,7 +42,7 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
     placement = check_placement(config)
     prompts = [load_prompts(each) for each in configs]
     answers: list[list[Answer]] = []
-    with local_ray(placement.total_cpus), TemporaryDirectory() as unused:
+    with local_ray(placement.total_cpus, placement.num_gpus), TemporaryDirectory() as unused:
         for each, (train_prompts, eval_prompts) in zip(configs, prompts, strict=True):
             keep = _Keep()
             store = CheckpointStore(Path(unused), each.output.keep_last)

@@ -62,7 +62,7 @@ def run(
     chaos: int | None = None,
     hooks: Hooks | None = None,
 ) -> RunResult:
-    """Trains with one Ray on this machine, torch engines and a torch trainer.
+    """Trains with one Ray on this machine: torch or vLLM engines, and a torch trainer.
 
     `reward(prompt, text)` replaces `reward.functions` (or is added to them, beside a `rubric`), `rubric` (a Rubric, its
     class, or a `build_prompt` function) replaces `judge.rubric`; both are sent to the reward workers by value. `chaos`:
@@ -79,7 +79,7 @@ def run(
         write_config(config, directory / "config.toml")
         console = stack.enter_context(ConsoleReporter(config, directory, spec.judge))
         console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
-        stack.enter_context(local_ray(placement.total_cpus))
+        stack.enter_context(local_ray(placement.total_cpus, placement.num_gpus))
         is_asked = stack.enter_context(_stop_on_signal(console))
         around = Surroundings(
             PromptOrder(prompts, config.seed),

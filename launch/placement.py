@@ -21,12 +21,21 @@ class Placement:
     engine_cpus: tuple[int, ...]
     trainer_cpus: int
     reward_cpus: tuple[int, ...]
+    num_gpus: int = 0
+    """Cards that engines and trainer share; 0 for a CPU run."""
 
     @property
     def bundles(self) -> list[dict[str, float]]:
         """One for engines and trainer, who share memory with the driver's node, then one for each reward worker."""
         together = {"CPU": float(sum(self.engine_cpus) + self.trainer_cpus), HEAD: 0.001}
+        if self.num_gpus:
+            together["GPU"] = float(self.num_gpus)
         return [together, *({"CPU": float(cpus)} for cpus in self.reward_cpus)]
+
+    @property
+    def gpu_share(self) -> float:
+        """Of a card, for each engine and for the trainer: Ray counts shares, memory is what each takes."""
+        return round(self.num_gpus / (len(self.engine_cpus) + 1), 4)
 
     @property
     def total_cpus(self) -> int:
@@ -35,7 +44,7 @@ class Placement:
 
 
 def plan_placement(config: RunConfig, num_cores: int) -> Placement:
-    """Places a CPU run; raises BadInput if its threads do not fit `num_cores`."""
+    """Places a run on one machine; raises BadInput if its threads do not fit `num_cores`."""
     rollout = config.rollout
     engines, trainer = rollout.num_engines * rollout.threads_per_engine, config.trainer.threads
     take_turns = rollout.max_staleness == 0
@@ -52,4 +61,5 @@ def plan_placement(config: RunConfig, num_cores: int) -> Placement:
         trainer_cpus=trainer,
         # A reward worker scores a whole tile in a millisecond: it needs a process, not a core.
         reward_cpus=(1,) * config.reward.num_workers,
+        num_gpus=config.cluster.gpus_per_node,
     )

@@ -21,8 +21,8 @@ OBJECT_STORE_BYTES = 128 * 1024 * 1024
 
 
 @contextmanager
-def local_ray(num_cpus: int) -> Iterator[None]:
-    """A private Ray of this machine with `num_cpus` slots, or the one the caller has already initialized.
+def local_ray(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """A private Ray of this machine with so many CPU slots and GPUs, or the one the caller has already initialized.
 
     Its files live in a short temporary directory (socket paths end at 107 characters), removed at the end and kept when
     the run fails, for its logs.
@@ -38,7 +38,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
     try:
         ray.init(
             num_cpus=num_cpus,
-            num_gpus=0,
+            num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.actor import Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
 from actors.engines.torch_engine import EngineSpec, TorchEngine
+from actors.engines.vllm_engine import VllmEngine, VllmSpec
 from actors.reward_pool import RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
@@ -29,6 +30,9 @@ from launch.placement import Placement
 from launch.rewards import may_score_inline
 from rlhaiku.config import RunConfig
 from rlhaiku.roles import Roles
+
+CONTROL = {"control": 1}
+"""A thread of an engine in which a weight sync never queues behind generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class _Spawn:
 
     def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
         rollout = self._config.rollout
+        if rollout.engine == "vllm":
+            return self._vllm_engine()
         spec = EngineSpec(
             self._model,
             self._weights,
@@ -105,15 +111,36 @@ class _Spawn:
             rollout.deterministic,
             tuple(self.published[-self._num_slots :]),
         )
-        control = {"control": 1}  # a thread in which a weight sync never queues behind generation
-        return self._place(TorchEngine, 0, rollout.threads_per_engine, concurrency_groups=control).remote(spec)
+        return self._place(TorchEngine, 0, rollout.threads_per_engine, concurrency_groups=CONTROL).remote(spec)
+
+    def _vllm_engine(self) -> Any:  # noqa: ANN401
+        rollout, evaluation = self._config.rollout, self._config.evaluation
+        spec = VllmSpec(
+            self._model,
+            self._weights,
+            self._num_slots,
+            self._config.seed,
+            max_sequences=rollout.tile_groups * max(rollout.group_size, evaluation.samples_per_prompt),
+            max_tokens=max(rollout.max_tokens, evaluation.max_tokens),
+            published=tuple(self.published[-self._num_slots :]),
+        )
+        share = self._placement.gpu_share
+        place = self._place(VllmEngine, 0, rollout.threads_per_engine, num_gpus=share, concurrency_groups=CONTROL)
+        return place.remote(spec)
 
     def trainer(self) -> Any:  # noqa: ANN401
         config = self._config
         spec = TrainerSpec(
-            self._model, self._weights, self._num_slots, config.num_steps, config.trainer, config.algorithm
+            self._model,
+            self._weights,
+            self._num_slots,
+            config.num_steps,
+            config.trainer,
+            config.algorithm,
+            device="cuda" if self._placement.num_gpus else "cpu",
         )
-        return self._place(TorchTrainer, 0, self._placement.trainer_cpus).remote(spec)
+        cpus, share = self._placement.trainer_cpus, self._placement.gpu_share
+        return self._place(TorchTrainer, 0, cpus, num_gpus=share).remote(spec)
 
     def worker(self, index: int) -> Any:  # noqa: ANN401
         return self._place(RewardWorker, 1 + index, self._placement.reward_cpus[index]).remote(self._reward)

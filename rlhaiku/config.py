@@ -55,7 +55,7 @@ class RolloutConfig(Section):
     group_size: int = Field(default=8, ge=2)
     """Completions per prompt (G)."""
     tile_groups: int = Field(default=8, ge=1)
-    """Whole groups the torch engine decodes together; one call carries one tile."""
+    """Whole groups an engine decodes together; one call carries one tile."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)

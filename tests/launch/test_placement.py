@@ -26,3 +26,10 @@ def test_threads_at_the_same_moment_must_fit(overrides, fits):
     else:
         with pytest.raises(BadInput, match="2 cores"):
             plan_placement(config, num_cores=2)
+
+
+def test_one_gpu_is_shared_by_engine_and_trainer():
+    placement = plan_placement(load_config("one-gpu"), num_cores=4)
+    assert placement.bundles[0]["GPU"] == 1
+    assert placement.gpu_share == 0.5
+    assert plan_placement(load_config("laptop"), num_cores=2).gpu_share == 0

@@ -1,0 +1,57 @@
+"""What is missing is said before anything starts."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from launch.checks import available_gpus, check_backends
+from rlhaiku.config import load_config
+from rlhaiku.errors import BadInput
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine whose only command is an nvidia-smi that prints these lines."""
+    def make(*lines):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if lines:
+            command = tmp_path / "nvidia-smi"
+            command.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+            command.chmod(0o755)
+
+    return make
+
+
+def test_gpus_are_those_the_driver_lists(machine):
+    machine("GPU 0: NVIDIA H100 (UUID: GPU-1)", "GPU 1: NVIDIA H100 (UUID: GPU-2)")
+    assert available_gpus() == 2
+
+
+def test_a_machine_without_a_driver_has_no_gpu(machine):
+    machine()
+    assert available_gpus() == 0
+    with pytest.raises(BadInput, match=r"needs an NVIDIA GPU.*--preset laptop"):
+        check_backends(load_config("one-gpu"))
+
+
+def test_a_driver_that_fails_is_no_gpu(machine):
+    machine("NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.")
+    assert available_gpus() == 0
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_missing_vllm_is_said_with_the_command_that_installs_it(machine):
+    machine("GPU 0: NVIDIA H100 (UUID: GPU-1)")
+    with pytest.raises(BadInput, match=r"needs vLLM.*pip install"):
+        check_backends(load_config("one-gpu"))
+
+
+@pytest.mark.parametrize(("preset", "overrides", "remedy"), [
+    ("laptop", ["cluster.gpus_per_node=1"], "Set cluster.gpus_per_node=0"),
+    ("one-gpu", ["cluster.gpus_per_node=2"], "Set cluster.gpus_per_node=1"),
+    ("laptop", ["rollout.engine=vllm"], "Set cluster.gpus_per_node=1"),
+    ("reference", [], "--preset one-gpu"),
+])
+def test_backends_that_do_not_fit_are_refused_with_a_remedy(preset, overrides, remedy):
+    with pytest.raises(BadInput, match=remedy):
+        check_backends(load_config(preset, overrides))
