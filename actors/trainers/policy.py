@@ -30,10 +30,10 @@ class Policy:
                 own.register_post_accumulate_grad_hook(partial(_hand_over, self.weights[name]))
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):  # whatever transformers considers worth it: a whole layer
+                if compiled:
+                    layer.forward = torch.compile(layer.forward, dynamic=True)
                 if recompute:
                     layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-                if compiled:
-                    layer.compile(dynamic=True)
 
     @torch.no_grad()
     def refresh(self) -> None:
