@@ -123,11 +123,11 @@ class VllmEngine:
 
     def _load(self, weight_version: int) -> None:
         """Copies a version from the trainer's buffer into vLLM's parameters, and checks what arrived there."""
+        if self._loaded == weight_version:
+            return
         if weight_version not in self._received or self._slots is None:
             raise WeightMismatch(f"a request must name published weights; got version {weight_version}, published are "
                                  f"{sorted(self._received)}. Sync before submitting.")
-        if self._loaded == weight_version:
-            return
         own = checkpoint_views(self._model, self._slots.shapes)
         sent = self._slots.views(weight_version)
         torch.cuda.synchronize()  # a step that vLLM began ahead may still read
