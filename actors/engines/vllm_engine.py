@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from actors.weight_slots import DeviceWeightSlots, Shapes, checksum
+from actors.engines.device_weights import DeviceWeights
+from actors.weight_slots import Shapes
 from rlhaiku.errors import WeightMismatch
 from rlhaiku.types import Completion, FinishReason, Group, GroupRequest, Sampling
 
@@ -73,29 +75,16 @@ class VllmEngine:
         self._model: nn.Module = self._llm.apply_model(_itself)[0]
         self._stream = torch.cuda.current_stream()
         """vLLM's own; Ray runs methods in other threads, which begin on the default stream."""
-        self._slots: DeviceWeightSlots | None = None
-        self._received: dict[int, int] = {}
-        """Checksum by version."""
-        self._loaded = -1
+        self._weights = DeviceWeights(spec.weights_file, spec.num_slots, spec.published)
         self._asleep = False
         self._at_work = Lock()
-        for weight_version in spec.published:
-            self.receive_weights(weight_version)
 
     def receive_weights(self, weight_version: int) -> int:
         """Makes a published version available to requests; returns its checksum as read from the trainer's buffer.
 
-        Runs beside a generation in progress, which goes on with its own version. The slot this version overwrote
-        held `weight_version - num_slots`, so that one is gone.
+        Runs beside a generation in progress, which goes on with its own version.
         """
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(aside):  # not behind what a generation has queued
-            if self._slots is None:
-                self._slots = DeviceWeightSlots.open(self._spec.weights_file)
-            found = self._slots.checksum(weight_version)
-        kept = {v: crc for v, crc in self._received.items() if v > weight_version - self._spec.num_slots}
-        self._received = kept | {weight_version: found}
-        return found
+        return self._weights.receive(weight_version)
 
     def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
         """The groups of requests with the same weight version, all at once; wakes up if it was asleep.
@@ -114,7 +103,7 @@ class VllmEngine:
         with self._at_work:
             if not self._asleep:
                 self._llm.sleep(level=2)
-                self._asleep, self._loaded = True, -1
+                self._asleep, self._weights.loaded = True, -1
 
     def _wake_up(self) -> None:
         if self._asleep:
@@ -122,24 +111,11 @@ class VllmEngine:
             self._asleep = False
 
     def _load(self, weight_version: int) -> None:
-        """Copies a version from the trainer's buffer into vLLM's parameters, and checks what arrived there."""
-        if self._loaded == weight_version:
+        if self._weights.loaded == weight_version:
             return
-        if weight_version not in self._received or self._slots is None:
-            raise WeightMismatch(f"a request must name published weights; got version {weight_version}, published are "
-                                 f"{sorted(self._received)}. Sync before submitting.")
-        own = checkpoint_views(self._model, self._slots.shapes)
-        sent = self._slots.views(weight_version)
-        torch.cuda.synchronize()  # a step that vLLM began ahead may still read
-        with torch.no_grad():
-            torch._foreach_copy_([own[name] for name in sent], list(sent.values()))
-        found, expected = checksum(own[name] for name in sent), self._received[weight_version]
-        if found != expected:
-            raise WeightMismatch(f"vLLM must hold the trainer's version {weight_version} (checksum {expected:#010x}); "
-                                 f"got {found:#010x}. Does model.path name the same model on both sides?")
+        self._weights.load(weight_version, partial(checkpoint_views, self._model))
         if not self._llm.reset_prefix_cache():
-            raise WeightMismatch(f"vLLM must forget keys and values of version {self._loaded}; its cache is in use.")
-        self._loaded = weight_version
+            raise WeightMismatch(f"vLLM must forget keys and values from before version {weight_version}; it is busy")
 
     def _parameters(self, request: GroupRequest) -> Any:  # noqa: ANN401  (vLLM's SamplingParams)
         from vllm import SamplingParams

@@ -73,7 +73,7 @@ def engine() -> Found:
             vllm = VllmEngine(_engine_spec(scratch))
             found: Found = {}
             assert vllm.receive_weights(0) == sent.checksum
-            slots = vllm._slots
+            slots = vllm._weights._slots
             assert slots is not None
             own = checkpoint_views(vllm._model, slots.shapes)
             unequal = [name for name, view in slots.views(0).items() if not torch.equal(view, own[name])]
@@ -94,7 +94,7 @@ def engine() -> Found:
             started = time.perf_counter()
             vllm.generate(_requests(1, 1))
             found["load_and_one_group_s"] = round(time.perf_counter() - started, 4)
-            assert vllm._loaded == 1
+            assert vllm._weights.loaded == 1
             peer.ask("save", scratch)
             fresh = _fresh_weights(scratch / "hf", scratch)
             mine = {name: _sha(p.data) for name, p in vllm._model.named_parameters()}

@@ -38,7 +38,7 @@ class Unsynced(VllmEngine):
 
     def __init__(self, spec: VllmSpec) -> None:
         super().__init__(spec)
-        self._loaded = 0
+        self._weights.loaded = 0
 
 
 def asker(groups: int, *, each: int = GROUP_SIZE) -> Callable[[], list[GroupRequest]]:

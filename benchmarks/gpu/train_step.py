@@ -5,7 +5,9 @@
 
 import gc
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +21,11 @@ from benchmarks.train_step import useful_flops
 from rlhaiku.config import AlgorithmConfig, load_config
 from rlhaiku.types import TrainBatch
 
+MICRO_BATCH = {"0.6B": 16_384, "1.7B": 6144}
+"""Tokens whose activations fit, without recomputing them."""
 
-def trainer(model: Path, *, shared_prompt: bool = True, compiled: bool = False, tokens: int = 16_384) -> TorchTrainer:
+
+def trainer(model: Path, tokens: int, *, shared_prompt: bool = True, compiled: bool = False) -> TorchTrainer:
     """The one-gpu preset's, over a model in a folder that also takes its weights' handle."""
     config = load_config("one-gpu", [
         f"trainer.shared_prompt={str(shared_prompt).lower()}", f"trainer.micro_batch_tokens={tokens}",
@@ -63,10 +68,10 @@ def measure_model(size: str, groups: int, line: Roofline, pairs: int) -> list[Pa
     name = f"Qwen3-{size} shape, {groups} x 8 x 30"
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         model = qwen3(Path(folder), size, weights=True)
-        results = [_one(f"{name}, compiled={flag}", trainer(model, compiled=flag), made, line, pairs)
+        results = [_one(f"{name}, compiled={flag}", trainer(model, MICRO_BATCH[size], compiled=flag), made, line, pairs)
                    for flag in (False, True)]
         _tidy()
-        results.append(_sharing(name, model, made, line, pairs))
+        results.append(_sharing(name, partial(trainer, model, MICRO_BATCH[size]), made, line, pairs))
         _tidy()
     return results
 
@@ -79,8 +84,10 @@ def _one(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pair
     return result
 
 
-def _sharing(name: str, model: Path, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
-    shared, unshared = (trainer(model, shared_prompt=flag) for flag in (True, False))
+def _sharing(
+    name: str, make: Callable[..., TorchTrainer], made: TrainBatch, line: Roofline, pairs: int
+) -> Paired:
+    shared, unshared = (make(shared_prompt=flag) for flag in (True, False))
     losses = [each.train_step(made).loss for each in (shared, unshared)]
     assert abs(losses[0] - losses[1]) < 2e-3 * max(1.0, abs(losses[0])), losses
     return replace(
