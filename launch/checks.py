@@ -47,7 +47,7 @@ def available_gpus() -> int:
 
 
 def check_backends(config: RunConfig) -> None:
-    """All on CPUs with torch engines, or engine and trainer on one GPU with vLLM; there must be what that needs."""
+    """The torch trainer with torch engines, on CPUs or one GPU, or with vLLM on one GPU; what that needs must exist."""
     engine, backend, gpus = config.rollout.engine, config.trainer.backend, config.cluster.gpus_per_node
     if engine == "sglang" or backend != "torch":
         raise BadInput(
@@ -55,15 +55,14 @@ def check_backends(config: RunConfig) -> None:
             f"{engine} with {backend}",
             "Use --preset laptop or --preset one-gpu.",
         )
-    wanted = 1 if engine == "vllm" else 0
-    if gpus != wanted:
-        where = "one GPU" if wanted else "CPUs"
-        rule = f"rollout.engine={engine} with its trainer runs on {where}"
-        raise BadInput(rule, f"{gpus} GPUs a node", f"Set cluster.gpus_per_node={wanted}.")
-    if wanted and not available_gpus():
-        raise BadInput("rollout.engine=vllm needs an NVIDIA GPU", "nvidia-smi finds none", "Use --preset laptop.")
-    if wanted and find_spec("vllm") is None:
-        raise BadInput("rollout.engine=vllm needs vLLM", "not installed", "pip install 'rlhaiku[local,vllm]'.")
+    if gpus > 1 or (engine == "vllm" and not gpus):
+        rule = f"rollout.engine={engine} and its trainer share one GPU{'' if engine == 'vllm' else ' or run on CPUs'}"
+        raise BadInput(rule, f"{gpus} GPUs a node", "Set cluster.gpus_per_node=1.")
+    if gpus and not available_gpus():
+        raise BadInput("cluster.gpus_per_node=1 needs an NVIDIA GPU", "nvidia-smi finds none", "Use --preset laptop.")
+    if engine == "vllm" and find_spec("vllm") is None:
+        remedy = "pip install 'rlhaiku[local,vllm]', or set rollout.engine=torch."
+        raise BadInput("rollout.engine=vllm needs vLLM", "not installed", remedy)
 
 
 def resolve_model(path: str) -> str:

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor import Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
+from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import EngineSpec, TorchEngine
 from actors.engines.vllm_engine import VllmEngine, VllmSpec
 from actors.reward_pool import RewardPool
@@ -111,7 +112,8 @@ class _Spawn:
             rollout.deterministic,
             tuple(self.published[-self._num_slots :]),
         )
-        return self._place(TorchEngine, 0, rollout.threads_per_engine, concurrency_groups=CONTROL).remote(spec)
+        kind = GpuTorchEngine if self._placement.num_gpus else TorchEngine
+        return self._place_engine(kind).remote(spec)
 
     def _vllm_engine(self) -> Any:  # noqa: ANN401
         rollout, evaluation = self._config.rollout, self._config.evaluation
@@ -124,9 +126,11 @@ class _Spawn:
             max_tokens=max(rollout.max_tokens, evaluation.max_tokens),
             published=tuple(self.published[-self._num_slots :]),
         )
-        share = self._placement.gpu_share
-        place = self._place(VllmEngine, 0, rollout.threads_per_engine, num_gpus=share, concurrency_groups=CONTROL)
-        return place.remote(spec)
+        return self._place_engine(VllmEngine).remote(spec)
+
+    def _place_engine(self, cls: type) -> Any:  # noqa: ANN401
+        cpus, share = self._config.rollout.threads_per_engine, self._placement.gpu_share
+        return self._place(cls, 0, cpus, num_gpus=share, concurrency_groups=CONTROL)
 
     def trainer(self) -> Any:  # noqa: ANN401
         config = self._config

@@ -89,10 +89,11 @@ def sample(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, T
     if temperature == 0:
         tokens = logprobs.argmax(-1)
     else:
-        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        thresholds = draws * cumulative[:, -1]
+        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float32 if logits.is_cuda else torch.float64)
+        total = cumulative[:, -1]
+        below = torch.nextafter(total, torch.zeros_like(total))  # a draw that rounds to 1 must not fall off the end
+        thresholds = torch.minimum((draws * total).to(total.dtype), below)
         tokens = torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
-        tokens = tokens.clamp_(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
@@ -108,7 +109,7 @@ class TileDecoder:
     def decode(self, requests: Sequence[GroupRequest]) -> list[list[DecodedRow]]:
         """Completions of each request, in completion-index order."""
         group_size, sampling = requests[0].group_size, requests[0].sampling
-        prompt_ids, mask = _left_pad([request.prompt.token_ids for request in requests])
+        prompt_ids, mask = left_pad([request.prompt.token_ids for request in requests])
         cache = SharedPromptCache(self._model.config.num_hidden_layers)
         logits = self._prefill(prompt_ids, mask, cache)
         cache.spread(group_size, sampling.max_tokens)
@@ -195,9 +196,9 @@ class _Tile:
         ]
 
 
-def _left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """[groups, L] token ids ending in the same column, and the mask of the real ones."""
-    width = max(len(prompt) for prompt in prompts)
+def left_pad(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """[groups, L] token ids ending in the same column, and the mask of the real ones; L is a multiple of `multiple`."""
+    width = -(-max(len(prompt) for prompt in prompts) // multiple) * multiple
     token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros(len(prompts), width, dtype=torch.bool)
     for row, prompt in enumerate(prompts):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +21,7 @@ class EngineSpec:
     model_path: str
     """A Hugging Face directory or hub id."""
     weights_file: Path
-    """Shared memory that `WeightSlots` maps."""
+    """Shared memory that `WeightSlots` maps, or the handle of the trainer's buffer on the GPU."""
     num_slots: int
     threads: int
     tile_groups: int
@@ -29,6 +30,13 @@ class EngineSpec:
     deterministic: bool
     published: tuple[int, ...] = ()
     """Weight versions already in shared memory: those an engine that replaces another can read at once."""
+
+
+class Decoder(Protocol):
+    """Draws a tile."""
+
+    def decode(self, requests: Sequence[GroupRequest]) -> list[list[DecodedRow]]:
+        """Completions of each request, in completion-index order."""
 
 
 class TorchEngine:
@@ -40,14 +48,15 @@ class TorchEngine:
         self._model = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=torch.float32).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
         self._slots = WeightSlots(spec.weights_file, self._model, spec.num_slots)
-        end = self._model.generation_config.eos_token_id
-        self._decoder = TileDecoder(
-            self._model, end if isinstance(end, list) else [end], spec.seed, spec.deterministic
-        )
+        self._decoder: Decoder = TileDecoder(self._model, self._end_tokens(), spec.seed, spec.deterministic)
         self._received: set[int] = set()
         for weight_version in spec.published:
             self.receive_weights(weight_version)
         self._loaded = -1
+
+    def _end_tokens(self) -> list[int]:
+        end = self._model.generation_config.eos_token_id
+        return end if isinstance(end, list) else [end]
 
     def receive_weights(self, weight_version: int) -> int:
         """Makes a published version available to requests; returns its checksum as read from shared memory.

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from actors.bf16 import to_bf16
 
 Device = Literal["cpu", "cuda"]
 
@@ -54,21 +55,6 @@ def load_reference(path: str, device: Device) -> PreTrainedModel:
     """A model that is only forwarded."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
     return to_bf16(model) if device == "cuda" else model
-
-
-def to_bf16(model: PreTrainedModel) -> PreTrainedModel:
-    """Turns parameters into bf16 (buffers, such as rotary frequencies, stay fp32) and fuses RMS norms."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.bfloat16()
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(_rms_norm, module)
-    return model
-
-
-def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
-    """One kernel in place of the six that `transformers` launches, which cost a third of a layer's time."""
-    return functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)  # type: ignore[arg-type]
 
 
 def _hand_over(master: nn.Parameter, own: Tensor) -> None:

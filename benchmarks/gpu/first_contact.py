@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one command on a machine that has one: what works, and what it says if not.
 
-    python -m benchmarks.gpu.first_contact [PART ...]      parts: imports trainer engine sleep train recover
+    python -m benchmarks.gpu.first_contact [PART ...]      parts: see PARTS, at the end
 
 Each part is a process of its own with a deadline; a failure ends its part alone. Prints `PASS` or `FAIL` with
 its findings, and at the end one JSON line with who passed.
@@ -60,6 +60,28 @@ def trainer() -> Found:
     return {"pytest": said}
 
 
+def torch_engine() -> Found:
+    """The torch engine and a trainer in two processes: weights, logprobs, and bits that repeat."""
+    from actors.engines.gpu_torch_engine import GpuTorchEngine
+    from actors.engines.torch_engine import EngineSpec
+    from launch.checks import resolve_model
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        with _Trainer(scratch) as peer:
+            sent = peer.ask("send_weights", 0)
+            spec = EngineSpec(resolve_model("bundled"), scratch / "weights", 2, 1, 16, 0, True)
+            mine = GpuTorchEngine(spec)
+            assert mine.receive_weights(0) == sent.checksum
+            found, groups = _exercise(mine, peer)
+            assert found["same_seed_same_tokens"] == 1
+            sent = peer.ask("send_weights", 1)
+            assert mine.receive_weights(1) == sent.checksum
+            assert _share_equal(groups, mine.generate(_requests(16, 1))) < 1
+            found["step_of_16_groups_s"] = _seconds(lambda: mine.generate(_requests(16, 1)))
+            return found
+
+
 def engine() -> Found:
     """vLLM and a trainer in two processes: same weights to the bit, same logprobs, control beside generation."""
     import torch
@@ -71,29 +93,17 @@ def engine() -> Found:
         with _Trainer(scratch) as peer:
             sent = peer.ask("send_weights", 0)
             vllm = VllmEngine(_engine_spec(scratch))
-            found: Found = {}
             assert vllm.receive_weights(0) == sent.checksum
             slots = vllm._weights._slots
             assert slots is not None
             own = checkpoint_views(vllm._model, slots.shapes)
             unequal = [name for name, view in slots.views(0).items() if not torch.equal(view, own[name])]
             assert not unequal, f"vLLM loaded the checkpoint differently from what the trainer sent: {unequal[:5]}"
-            found["parameters_equal"] = len(own)
-
-            groups = vllm.generate(_requests(16, 0))
-            found |= _check_logprobs(groups)
-            found["same_seed_same_tokens"] = _share_equal(groups, vllm.generate(_requests(16, 0)))
-            greedy = vllm.generate(_requests(2, 0, temperature=0.0))
-            assert all(c == group.completions[0] for group in greedy for c in group.completions)
-
-            stats = [peer.ask("train_step", _batch(groups, step)) for step in range(3)]
-            found["trainer_gap"] = stats[0].logprob_gap
-            assert stats[0].logprob_gap < GAP, stats[0]
+            found, _ = _exercise(vllm, peer)
             sent = peer.ask("send_weights", 1)
             found["control_s"] = _receive_beside_generation(vllm, sent)
-            started = time.perf_counter()
-            vllm.generate(_requests(1, 1))
-            found["load_and_one_group_s"] = round(time.perf_counter() - started, 4)
+            found["load_and_one_group_s"] = _seconds(lambda: vllm.generate(_requests(1, 1)))
+            found["one_group_s"] = _seconds(lambda: vllm.generate(_requests(1, 1)))
             assert vllm._weights.loaded == 1
             peer.ask("save", scratch)
             fresh = _fresh_weights(scratch / "hf", scratch)
@@ -101,6 +111,25 @@ def engine() -> Found:
             assert mine == fresh, [name for name in mine if mine[name] != fresh.get(name)][:5]
             found["bit_equal_to_fresh_engine"] = len(mine)
             return found
+
+
+def _exercise(mine: Any, peer: "_Trainer") -> tuple[Found, list[Any]]:  # noqa: ANN401
+    """Draws, compares logprobs with plain forwards, and trains three steps on what was drawn."""
+    groups = mine.generate(_requests(16, 0))
+    found = _check_logprobs(groups)
+    found["same_seed_same_tokens"] = _share_equal(groups, mine.generate(_requests(16, 0)))
+    greedy = mine.generate(_requests(2, 0, temperature=0.0))
+    assert all(c == group.completions[0] for group in greedy for c in group.completions)
+    stats = [peer.ask("train_step", _batch(groups, step)) for step in range(3)]
+    found["trainer_gap"] = stats[0].logprob_gap
+    assert stats[0].logprob_gap < GAP, stats[0]
+    return found, groups
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return round(time.perf_counter() - started, 4)
 
 
 def sleep() -> Found:
@@ -128,6 +157,12 @@ def train() -> Found:
     """Ten steps of the one-gpu preset with the bundled model, through the command."""
     with tempfile.TemporaryDirectory() as name:
         return _train(Path(name) / "run")
+
+
+def train_torch() -> Found:
+    """The same with the torch engine."""
+    with tempfile.TemporaryDirectory() as name:
+        return _train(Path(name) / "run", "--set", "rollout.engine=torch")
 
 
 def recover() -> Found:
@@ -303,10 +338,11 @@ def _actor_logs() -> str:
 
 
 PARTS: dict[str, tuple[Callable[[], Found], float]] = {
-    "imports": (imports, 120), "trainer": (trainer, 300), "engine": (engine, 420), "sleep": (sleep, 240),
-    "train": (train, 480), "recover": (recover, 480),
+    "imports": (imports, 120), "trainer": (trainer, 300), "torch_engine": (torch_engine, 180),
+    "train_torch": (train_torch, 300), "engine": (engine, 420), "train": (train, 480), "sleep": (sleep, 240),
+    "recover": (recover, 480),
 }
-DEFAULT = ("imports", "trainer", "engine", "sleep", "train")
+DEFAULT = ("imports", "trainer", "torch_engine", "train_torch", "engine", "train")
 
 
 def run_part(name: str) -> bool:

@@ -47,7 +47,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(machine):
 
 
 @pytest.mark.parametrize(("preset", "overrides", "remedy"), [
-    ("laptop", ["cluster.gpus_per_node=1"], "Set cluster.gpus_per_node=0"),
+    ("laptop", ["cluster.gpus_per_node=2"], "Set cluster.gpus_per_node=1"),
     ("one-gpu", ["cluster.gpus_per_node=2"], "Set cluster.gpus_per_node=1"),
     ("laptop", ["rollout.engine=vllm"], "Set cluster.gpus_per_node=1"),
     ("reference", [], "--preset one-gpu"),
