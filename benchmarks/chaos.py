@@ -135,7 +135,7 @@ def compare(directory: Path, calm: Path, tally: Tally) -> None:
     import torch
 
     ours, theirs = (
-        torch.load(run / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["model"]
+        torch.load(run / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["weights"]
         for run in (directory, calm)
     )
     tally.equal += all(torch.equal(ours[name], theirs[name]) for name in theirs)

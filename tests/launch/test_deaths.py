@@ -38,7 +38,7 @@ def calm_run(cluster, config, tmp_path_factory):
 
 
 def weights(directory):
-    return torch.load(directory / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["model"]
+    return torch.load(directory / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["weights"]
 
 
 def metrics(directory):

@@ -30,7 +30,7 @@ def judged_config(config):
 
 
 def final_weights(directory):
-    return torch.load(directory / "checkpoints" / "step-000003" / "trainer.pt", weights_only=True)["model"]
+    return torch.load(directory / "checkpoints" / "step-000003" / "trainer.pt", weights_only=True)["weights"]
 
 
 def rows(directory):

@@ -26,7 +26,7 @@ def count_vowels(prompt, text):
 
 
 def weights(directory):
-    return torch.load(directory / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["model"]
+    return torch.load(directory / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["weights"]
 
 
 def poems(directory, step=STEPS):
