@@ -1,6 +1,6 @@
 """What the coordinator costs: the part of a step in which neither engine, reward, trainer nor sync was at work.
 
-    python -m benchmarks.coordinator_overhead [--smoke] [--output FILE]
+    python -m benchmarks.coordinator_overhead [--preset laptop] [--set KEY=VALUE ...] [--smoke] [--output FILE]
 
 Spans are recorded inside the actors, around the work itself, on the machine's own clock; a step's overhead is its wall
 time minus the union of the spans in it.
@@ -19,7 +19,9 @@ from typing import Any
 
 import ray
 
+from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import TorchEngine
+from actors.engines.vllm_engine import VllmEngine
 from actors.reward_worker import RewardWorker
 from actors.trainers.torch_trainer import TorchTrainer
 from benchmarks.measure import circumstances
@@ -67,17 +69,22 @@ def union_s(spans: Sequence[Span], window: Span) -> float:
 
 
 def main() -> None:
-    """Runs the laptop preset for some steps and prints the overhead."""
+    """Runs a preset for some steps and prints the overhead."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
+    parser.add_argument("--preset", default="laptop")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     steps = 4 if options.smoke else 20
-    config = load_config("laptop", [f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2"])
+    config = load_config(options.preset, [
+        f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *options.overrides,
+    ])
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        start.TorchEngine = spanned(TorchEngine, ["generate", "receive_weights"], directory)  # type: ignore[misc]
+        for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
+            setattr(start, engine.__name__, spanned(engine, ["generate", "receive_weights"], directory))
         start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
         start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
         Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
@@ -94,7 +101,8 @@ def main() -> None:
     met = "met" if share <= GOAL else "NOT met"
     print(f"coordinator overhead: {share:.1%} of a step, {median(overheads_ms):.0f} ms (goal {GOAL:.0%}: {met})")
     if not options.smoke:
-        row = {"name": "coordinator overhead, laptop preset", "share": share, "ms": overheads_ms, "goal": GOAL}
+        name = f"coordinator overhead, {options.preset} preset"
+        row = {"name": name, "overrides": options.overrides, "share": share, "ms": overheads_ms, "goal": GOAL}
         with options.output.open("a") as file:
             file.write(json.dumps(circumstances(load) | row) + "\n")
 

@@ -2,7 +2,7 @@
 
 Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
 
-    python -m benchmarks.grpo_step --peer-python PATH [--smollm2] [--smoke] [--output FILE] [--force]
+    python -m benchmarks.grpo_step --peer-python PATH [--smollm2] [--gpu vllm|torch] [--model DIR] [--smoke] [--force]
 
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
 each; the first steps of each process are not counted.
@@ -38,17 +38,22 @@ run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
 """
 
 
-def settings(model: Path, smoke: bool, big: bool) -> tuple[dict[str, Any], RunConfig]:
+def settings(model: Path, options: argparse.Namespace) -> tuple[dict[str, Any], RunConfig]:
     """TRL's settings as JSON and ours as a RunConfig, for the same job."""
-    groups, steps, max_tokens = (2, 3, 8) if smoke else (4, 4, 32) if big else (16, 10, 48)
-    config = with_overrides(load_config("laptop"), [
-        f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
-        f"rollout.tile_groups={groups // 2}", f"rollout.max_tokens={max_tokens}", "trainer.lr_schedule=constant",
-        "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}", "evaluation.num_prompts=1",
-        "evaluation.samples_per_prompt=1", f"output.save_interval={steps}",
+    groups, steps, max_tokens = (
+        (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (4, 4, 32) if options.smollm2 else (16, 10, 48)
+    )
+    engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
+    config = with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
+        *engine, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
+        f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
+        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}",
+        "evaluation.num_prompts=1", "evaluation.samples_per_prompt=1", f"evaluation.max_tokens={max_tokens}",
+        f"output.save_interval={steps}",
     ])
     prompts, _ = load_prompts(config)
     peer = {
+        "gpu": bool(options.gpu),
         "model": str(model), "threads": THREADS, "groups": groups, "group_size": config.rollout.group_size,
         "max_tokens": max_tokens, "steps": steps, "lr": config.trainer.lr, "topic_weight": config.reward.topic_weight,
         "prompts": [{"text": prompt.text, "topic": prompt.topic} for prompt in prompts],
@@ -61,7 +66,8 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list
     file = scratch / "peer.json"
     file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
     command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
                                 "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     if done.returncode:
@@ -89,6 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--smollm2", action="store_true", help="random weights of SmolLM2-135M's shape, 4 x 8 x 32")
+    parser.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
     parser.add_argument("--force", action="store_true")
@@ -99,8 +107,8 @@ def main() -> None:
     peers: list[dict[str, list[float]]] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        model = smollm2_shape(scratch / "model") if options.smollm2 else bundled()
-        peer, config = settings(model, options.smoke, options.smollm2)
+        model = smollm2_shape(scratch / "model") if options.smollm2 else options.model or bundled()
+        peer, config = settings(model, options)
         for turn in range(1 if options.smoke else options.pairs):
             for side in (0, 1) if turn % 2 == 0 else (1, 0):
                 if side == 0:
@@ -111,12 +119,14 @@ def main() -> None:
     ratios = np.array(medians[0]) / np.array(medians[1])
     lengths = [fmean(run["length"][WARM_UP] for run in side) for side in (peers, ours)]
     ratio = float(np.median(ratios))
-    what = "SmolLM2-135M's shape" if options.smollm2 else "bundled model"
+    what = "SmolLM2-135M's shape" if options.smollm2 else options.model.name if options.model else "bundled model"
+    what += f", one GPU, {options.gpu}" if options.gpu else ""
+    goal = 3 if options.gpu else 1.7
     print(f"GRPO step, {what}: TRL / rlhaiku {ratio:.2f}x {[round(float(r), 2) for r in ratios]}, "
           f"{fmean(medians[0]):.2f} -> {fmean(medians[1]):.2f} s, mean length {lengths[0]:.1f} and {lengths[1]:.1f} "
-          f"(goal 1.7: {'met' if ratio >= 1.7 else 'NOT met'})")
+          f"(goal {goal}: {'met' if ratio >= goal else 'NOT met'})")
     if not options.smoke:
-        row = {"name": f"GRPO step, {what}", "ratio": ratio, "ratios": ratios.tolist(), "goal": 1.7, "peers": peers,
+        row = {"name": f"GRPO step, {what}", "ratio": ratio, "ratios": ratios.tolist(), "goal": goal, "peers": peers,
                "ours": ours}
         with options.output.open("a") as file:
             file.write(json.dumps(circumstances(load) | row) + "\n")

@@ -189,7 +189,8 @@ class _Tile:
             self.step()  # once before: libraries allocate what they need the first time
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # thread_local: another thread may receive weights meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self.step()
         self._graph = graph
         return graph.pool()

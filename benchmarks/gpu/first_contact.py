@@ -168,7 +168,7 @@ def train_torch() -> Found:
 def recover() -> Found:
     """The same while actors are killed at random moments."""
     with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", "--chaos", "1")
+        return _train(Path(name) / "run", "--set", "rollout.engine=torch", "--chaos", "1")
 
 
 def _train(directory: Path, *more: str) -> Found:

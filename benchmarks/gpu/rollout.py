@@ -1,44 +1,35 @@
-"""Rollouts of 1024 x 30 tokens in Qwen3-4B's shape: stock `LLM.generate` against our engine, our engine against the
-pool around it, prompts once per group against once per completion; and where the time of a step goes.
-
-    python -m benchmarks.gpu.rollout [--smoke] [--output FILE] [--force]
-"""
+"""What the rollout benchmarks share: requests never seen before, stock vLLM, and engines with and without a pool."""
 
 import cProfile
 import os
 import pstats
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
 from actors.crew import Crew
-from actors.engines.vllm_engine import ENVIRONMENT, VllmEngine, VllmSpec
+from actors.engines.vllm_engine import ENVIRONMENT
 from actors.rollout_pool import RolloutPool
 from actors.waiting import RayEvents
-from benchmarks.gpu.roofline import measure_roofline
-from benchmarks.gpu.shapes import qwen3
-from benchmarks.measure import Paired, paired, standard_main
+from benchmarks.measure import Paired, paired
 from benchmarks.models import request
 from launch.ray_runtime import local_ray
-from rlhaiku.types import GroupRequest
+from rlhaiku.types import Group, GroupRequest
 
 GROUPS, GROUP_SIZE, PROMPT_TOKENS, MAX_TOKENS = 128, 8, 60, 30
 WAVE = 32
 """Groups a call: 256 completions, where a step of vLLM costs least per token."""
-OPTIONS = (("load_format", "dummy"), ("kv_cache_memory_bytes", 10 << 30))
+OPTIONS = (("load_format", "dummy"), ("kv_cache_memory_bytes", 9 << 30))
 
 
-class Unsynced(VllmEngine):
-    """Serves version 0 with whatever vLLM started with."""
+class Engine(Protocol):
+    """Any of ours."""
 
-    def __init__(self, spec: VllmSpec) -> None:
-        super().__init__(spec)
-        self._weights.loaded = 0
+    def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
+        """Whole groups."""
 
 
 def asker(groups: int, *, each: int = GROUP_SIZE) -> Callable[[], list[GroupRequest]]:
@@ -57,7 +48,7 @@ def asker(groups: int, *, each: int = GROUP_SIZE) -> Callable[[], list[GroupRequ
 
 def stock(model: Path, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[], None]:
     """`LLM.generate` as anybody would call it, in vLLM's own engine process."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="1")
     from vllm import LLM, SamplingParams
 
     llm = LLM(str(model), dtype="bfloat16", skip_tokenizer_init=True, max_model_len=2048, max_num_seqs=1024,
@@ -76,7 +67,7 @@ def stock(model: Path, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[
     return work
 
 
-def bare(engine: VllmEngine, wave: int, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[], None]:
+def bare(engine: Engine, wave: int, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[], None]:
     """Our engine in this process, `wave` requests a call."""
 
     def work() -> None:
@@ -108,43 +99,16 @@ def profile(work: Callable[[], None], name: str) -> None:
     pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
 
 
-def measure(smoke: bool) -> list[Paired]:
-    """Everything, with all three engines resident."""
-    line = measure_roofline()
-    size, groups, pairs = ("0.6B", 8, 2) if smoke else ("4B", GROUPS, 5)
-    wave = min(WAVE, groups)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with tempfile.TemporaryDirectory() as name:
-        model = qwen3(Path(name), size, weights=False)
-        spec = VllmSpec(str(model), Path(name) / "unused", 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=OPTIONS)
-        theirs = stock(model, asker(groups))
-        engine = Unsynced(spec)
-        shape = f"Qwen3-{size} shape, {groups} x {GROUP_SIZE} x {MAX_TOKENS}"
-        results = [
-            paired(f"rollout, {shape}: stock / our vLLM engine, one call", theirs, bare(engine, groups, asker(groups)),
-                   pairs=pairs, goal=3),
-            paired(f"rollout, {shape}: stock / our vLLM engine, waves of {wave}", theirs,
-                   bare(engine, wave, asker(groups)), pairs=pairs, goal=3),
-            paired(f"rollout, {shape}: prompt per completion / per group", bare(engine, wave * GROUP_SIZE,
-                   asker(groups, each=1)), bare(engine, wave, asker(groups)), pairs=pairs, goal=1.2),
-        ]
-        profile(bare(engine, groups, asker(groups)), "one call")
-        profile(bare(engine, wave, asker(groups)), f"waves of {wave}")
-        with local_ray(2, 1):
-            crew = Crew("rollout engine", lambda place: _actor(replace(spec, options=OPTIONS)), 1)
-            events = RayEvents(600.0)
-            pool = RolloutPool(crew, wave, events)
-            results.append(paired(f"rollout, {shape}: bare engine / pool", bare(engine, wave, asker(groups)),
-                                  pooled(pool, events, asker(groups)), pairs=pairs, goal=0.95))
-            for actor in crew.actors:
-                ray.kill(actor.handle)
-    return [replace(each, note=str(line)) for each in results]
-
-
-def _actor(spec: VllmSpec) -> Any:  # noqa: ANN401  (a Ray handle)
-    return ray.remote(num_cpus=1, num_gpus=0.3, concurrency_groups={"control": 1})(Unsynced).remote(spec)
-
-
-if __name__ == "__main__":
-    standard_main(__doc__, measure)
+def measure_pool(
+    name: str, spawn: Callable[[], Any], engine: Engine, wave: int, groups: int, pairs: int
+) -> Paired:
+    """The pool around an actor against the same engine in this process; `spawn` starts the actor in a running Ray."""
+    with local_ray(2, 1):
+        crew = Crew("rollout engine", lambda place: spawn(), 1)
+        events = RayEvents(600.0)
+        pool = RolloutPool(crew, wave, events)
+        result = paired(name, bare(engine, wave, asker(groups)), pooled(pool, events, asker(groups)), pairs=pairs,
+                        goal=0.95)
+        for actor in crew.actors:
+            ray.kill(actor.handle)
+    return result

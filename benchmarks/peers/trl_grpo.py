@@ -19,6 +19,8 @@ from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.types import Prompt
 
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
+GPU = SETTINGS.get("gpu", False)
+"""vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
 
@@ -54,8 +56,12 @@ def main() -> None:
         callbacks=[clock],
         args=GRPOConfig(
             output_dir=SETTINGS["output_dir"],
-            use_cpu=True,
-            bf16=False,
+            use_cpu=not GPU,
+            bf16=GPU,
+            use_vllm=GPU,
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=0.3,
+            vllm_max_model_length=1024,
             per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
             num_generations=SETTINGS["group_size"],
             max_completion_length=SETTINGS["max_tokens"],
