@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.measure import circumstances, refuse_when_busy
 from benchmarks.models import bundled, smollm2_shape
+from launch.checks import resolve_model
 from launch.local import load_prompts
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
@@ -38,31 +39,41 @@ run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
 """
 
 
-def settings(model: Path, options: argparse.Namespace) -> tuple[dict[str, Any], RunConfig]:
-    """TRL's settings as JSON and ours as a RunConfig, for the same job."""
+def settings(model: Path, options: argparse.Namespace) -> RunConfig:
+    """Some steps of the same size for both sides, and as little evaluation as there can be."""
     groups, steps, max_tokens = (
         (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (4, 4, 32) if options.smollm2 else (16, 10, 48)
     )
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
-    config = with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
+    return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *engine, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
         "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}",
         "evaluation.num_prompts=1", "evaluation.samples_per_prompt=1", f"evaluation.max_tokens={max_tokens}",
         f"output.save_interval={steps}",
     ])
+
+
+def peer_settings(config: RunConfig) -> dict[str, Any]:
+    """A run of ours as TRL's side takes it, in JSON."""
     prompts, _ = load_prompts(config)
-    peer = {
-        "gpu": bool(options.gpu),
-        "model": str(model), "threads": THREADS, "groups": groups, "group_size": config.rollout.group_size,
-        "max_tokens": max_tokens, "steps": steps, "lr": config.trainer.lr, "topic_weight": config.reward.topic_weight,
+    return {
+        "gpu": config.cluster.gpus_per_node > 0,
+        "model": resolve_model(config.model.path),
+        "threads": THREADS,
+        "groups": config.rollout.groups_per_step,
+        "group_size": config.rollout.group_size,
+        "max_tokens": config.rollout.max_tokens,
+        "steps": config.num_steps,
+        "lr": config.trainer.lr,
+        "seed": config.seed,
+        "topic_weight": config.reward.topic_weight,
         "prompts": [{"text": prompt.text, "topic": prompt.topic} for prompt in prompts],
     }
-    return peer, config
 
 
 def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list[float]]:
-    """TRL's seconds per step, rewards and mean lengths."""
+    """TRL's seconds per step, rewards and mean lengths; with `save` in `peer`, its model is in `scratch/trl/final`."""
     file = scratch / "peer.json"
     file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
     command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
@@ -76,10 +87,10 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list
     return result
 
 
-def run_ours(config: RunConfig, scratch: Path, turn: int) -> dict[str, list[float]]:
+def run_ours(config: RunConfig, directory: Path) -> dict[str, list[float]]:
     """The same of ours, from metrics.jsonl; a step is rollout, scoring, train step and weight sync."""
+    scratch = directory.parent
     write_config(config, scratch / "ours.toml")
-    directory = scratch / f"ours-{turn}"
     command = [sys.executable, "-c", OURS, str(scratch / "ours.toml"), str(directory)]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
@@ -108,13 +119,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         model = smollm2_shape(scratch / "model") if options.smollm2 else options.model or bundled()
-        peer, config = settings(model, options)
+        config = settings(model, options)
+        peer = peer_settings(config)
         for turn in range(1 if options.smoke else options.pairs):
             for side in (0, 1) if turn % 2 == 0 else (1, 0):
                 if side == 0:
                     peers.append(run_peer(options.peer_python, peer, scratch))
                 else:
-                    ours.append(run_ours(config, scratch, turn))
+                    ours.append(run_ours(config, scratch / f"ours-{turn}"))
     medians = [[median(run["seconds"][WARM_UP:]) for run in side] for side in (peers, ours)]
     ratios = np.array(medians[0]) / np.array(medians[1])
     lengths = [fmean(run["length"][WARM_UP] for run in side) for side in (peers, ours)]

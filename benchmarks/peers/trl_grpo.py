@@ -81,11 +81,13 @@ def main() -> None:
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
-            seed=0,
+            seed=SETTINGS["seed"],
         ),
     )
     clock.last = time.perf_counter()
     trainer.train()
+    if SETTINGS.get("save"):
+        trainer.save_model(str(Path(SETTINGS["output_dir"]) / "final"))
     history = trainer.state.log_history
     print(json.dumps({
         "seconds": clock.seconds,

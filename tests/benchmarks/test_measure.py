@@ -11,6 +11,7 @@ import pytest
 from benchmarks import measure
 from benchmarks.coordinator_overhead import union_s
 from benchmarks.measure import Paired, paired, refuse_when_busy, write_results
+from benchmarks.time_to_reward import curve, first_as_good
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +54,18 @@ def test_a_result_line_says_everything_needed_to_read_it(tmp_path):
 ])
 def test_spans_are_counted_once_and_within_the_window(spans, covered):
     assert union_s(spans, (0, 10)) == covered
+
+
+def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(tmp_path):
+    (tmp_path / "eval").mkdir()
+    for step, reached in ((0, 0.1), (2, 0.5), (4, 0.4), (6, 0.9)):
+        summary = {"summary": {"structure_mean": reached}}
+        (tmp_path / "eval" / f"step-{step:06d}.json").write_text(json.dumps(summary))
+    points = curve(tmp_path, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert points == [(0, 0.0, 0.1), (2, 3.0, 0.5), (4, 10.0, 0.4), (6, 21.0, 0.9)]
+    assert first_as_good(points, 0.45) == 3.0
+    assert first_as_good(points, 0.6) == 21.0
+    assert first_as_good(points, 0.95) is None
 
 
 @pytest.mark.parametrize("name", ["train_step", "weight_sync", "coordinator_overhead"])
