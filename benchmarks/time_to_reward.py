@@ -74,13 +74,14 @@ def measure(options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, 
     config = configure(options, seed)
     steps = {"steps": options.peer_steps, "save": True}
     peer = run_peer(options.peer_python, peer_settings(config) | steps, scratch)
+    print(f"seed {seed}: TRL's {options.peer_steps} steps took {sum(peer['seconds']):.1f} s", flush=True)
     theirs = held_out(config, scratch / "trl" / "final", scratch)
     mine = run_ours(config, scratch / "ours")
     points = curve(scratch / "ours", mine["seconds"])
     target, peer_s = theirs["structure_mean"], sum(peer["seconds"])
     ours_s = first_as_good(points, target)
     reached = f"ours in {ours_s:.1f} s, {peer_s / ours_s:.2f}x" if ours_s else f"ours not within {points[-1][1]:.1f} s"
-    print(f"seed {seed}: TRL reached {target:.3f} in {options.peer_steps} steps and {peer_s:.1f} s; {reached}; "
+    print(f"seed {seed}: TRL reached {target:.3f} in {peer_s:.1f} s; {reached}; "
           f"ours ends at {points[-1][2]:.3f} after {points[-1][1]:.1f} s", flush=True)
     return {"seed": seed, "target": target, "peer_s": peer_s, "ours_s": ours_s, "curve": points, "theirs": theirs,
             "peer_reward": peer["reward"], "our_reward": mine["reward"]}
