@@ -31,8 +31,11 @@ WIDTH = 110
 class ConsoleReporter:
     """Tells a run's story on the terminal."""
 
-    def __init__(self, config: RunConfig, directory: Path, judge: JudgeSettings | None = None) -> None:
-        self._config, self._directory = config, directory
+    def __init__(
+        self, config: RunConfig, directory: Path, judge: JudgeSettings | None = None, resume_with: str = ""
+    ) -> None:
+        """`resume_with`: the command that goes on with this run, where it is not the local one."""
+        self._config, self._directory, self._resume_with = config, directory, resume_with
         self._judge = f"{judge.model} at {judge.url}" if judge else "off"
         self._console = make_console()
         self._live = LiveView(self._console, config.num_steps)
@@ -127,14 +130,18 @@ class ConsoleReporter:
         """Before and after, and how to go on."""
         self._live.stop()
         command = "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
-        resume = f"{command} train --resume --output-dir {self._directory}"
+        resume = self._resume_with or f"{command} train --resume --output-dir {self._directory}"
         if comparison is None:
             said = f"interrupted, state saved; go on with\n  [bold]{resume}[/]"
             self._console.print(said, highlight=False, soft_wrap=True)
             return
         self._console.print(comparison_view(comparison))
-        newest = sorted(self._directory.glob("checkpoints/step-*"))[-1]
         minutes = (time.perf_counter() - self._started) / 60
+        if self._resume_with:  # this directory is somewhere a person cannot type commands about
+            said = f"done in {minutes:.1f} minutes; train it further with\n  [bold]{resume}[/]"
+            self._console.print(said, highlight=False, soft_wrap=True)
+            return
+        newest = sorted(self._directory.glob("checkpoints/step-*"))[-1]
         self._console.print(
             f"done in {minutes:.1f} minutes; everything is in [bold]{self._directory}[/]\n"
             f"  score the model again   [bold]{command} evaluate {newest}[/]\n"

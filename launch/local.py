@@ -50,6 +50,8 @@ class Hooks:
     """Called after each checkpoint, once it is complete on disk."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked after every step; true ends the run like Ctrl-C does, with a checkpoint."""
+    resume_with: str = ""
+    """The command that goes on with the run, said at its end; empty is `rlhaiku train --resume`."""
 
 
 def run(
@@ -77,7 +79,7 @@ def run(
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
         write_config(config, directory / "config.toml")
-        console = stack.enter_context(ConsoleReporter(config, directory, spec.judge))
+        console = stack.enter_context(ConsoleReporter(config, directory, spec.judge, hooks.resume_with))
         console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
         stack.enter_context(local_ray(placement.total_cpus, placement.num_gpus))
         is_asked = stack.enter_context(_stop_on_signal(console))

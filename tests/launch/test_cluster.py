@@ -107,6 +107,8 @@ def test_a_run_that_was_taken_away_goes_on_from_its_checkpoint(launch):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert launch.output.count("eval after step 0") == 1, "the second attempt did not begin again"
     assert "run first: structure" in launch.output and "Deprecat" not in launch.output
+    go_on = "modal run launch/cluster.py --stage train --preset laptop --run first --resume"
+    assert go_on in launch.output and "--output-dir" not in launch.output, "a container's paths are of no use"
     assert len(json.loads((launch.run / "attempts.json").read_text())) == 2
 
 
