@@ -1,4 +1,5 @@
-"""What the coordinator costs: the part of a step in which neither engine, reward, trainer nor sync was at work.
+"""What the coordinator costs: the part of a step in which neither engine, reward, trainer nor sync was at work. And
+what writing the ledger costs: its share of a step, whether or not somebody worked meanwhile.
 
     python -m benchmarks.coordinator_overhead [--preset laptop] [--set KEY=VALUE ...] [--smoke] [--output FILE]
 
@@ -29,6 +30,7 @@ from launch import start
 from launch.local import run
 from rlhaiku.config import load_config
 from rlhaiku.coordinator import Coordinator
+from rlhaiku.ledger import Ledger
 
 GOAL = 0.02
 FIRST_STEP = 3
@@ -88,21 +90,27 @@ def main() -> None:
         start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
         start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
         Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
+        Ledger.record = spanned(Ledger, ["record"], directory).record  # type: ignore[attr-defined,method-assign]
         load = os.getloadavg()[0]
         run(config, output_dir=directory / "run")
         windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)]
-        work = [span for path in directory.glob("[!C]*.spans") for span in read_spans(path)]
-    shares, overheads_ms = [], []
+        written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
+        work = [span for path in directory.glob("[!CL]*.spans") for span in read_spans(path)]
+    shares, overheads_ms, ledger_shares = [], [], []
     for began, ended in windows[FIRST_STEP:]:
+        ledger_shares.append(union_s(written, (began, ended)) / (ended - began))
         idle_s = ended - began - union_s(work, (began, ended))
         shares.append(idle_s / (ended - began))
         overheads_ms.append(1000 * idle_s)
-    share = median(shares)
+    share, ledger_share = median(shares), median(ledger_shares)
     met = "met" if share <= GOAL else "NOT met"
     print(f"coordinator overhead: {share:.1%} of a step, {median(overheads_ms):.0f} ms (goal {GOAL:.0%}: {met})")
+    print(f"writing the ledger: {ledger_share:.1%} of a step (goal {GOAL:.0%}: "
+          f"{'met' if ledger_share <= GOAL else 'NOT met'})")
     if not options.smoke:
         name = f"coordinator overhead, {options.preset} preset"
-        row = {"name": name, "overrides": options.overrides, "share": share, "ms": overheads_ms, "goal": GOAL}
+        row = {"name": name, "overrides": options.overrides, "share": share, "ms": overheads_ms,
+               "ledger_share": ledger_share, "goal": GOAL}
         with options.output.open("a") as file:
             file.write(json.dumps(circumstances(load) | row) + "\n")
 
