@@ -176,7 +176,7 @@ def _precision_flags(has_transformer_engine: bool) -> Flags:
 def _place_flags(config: RunConfig, run: SlimeRun) -> Flags:
     """Where trainer and engines are: on the same cards and both resident, or each on their own."""
     cluster = config.cluster
-    nodes = max(1, run.num_trainer_gpus // cluster.gpus_per_node)
+    nodes = max(1, run.num_trainer_gpus // max(1, cluster.gpus_per_node))
     resident: Flags = {"colocate": True, "no-offload-train": True, "no-offload-rollout": True}
     return {
         "actor-num-nodes": nodes,
