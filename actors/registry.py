@@ -74,7 +74,7 @@ class Registry:
         self._new_in_answer = set()
 
     def recover_updatable_engines(self) -> None:
-        """Called by rank 0 before an update if slime's own fault tolerance is on; dead engines are replaced elsewhere."""
+        """Called by rank 0 before an update if slime's fault tolerance is on; who dies is replaced elsewhere."""
 
     def _make_answer(self) -> EngineAnswer:
         size, count = self._gpus_per_engine, len(self._engines)

@@ -1,8 +1,8 @@
 """A run's settings as slime's flags, and slime's own parser with nothing overlooked.
 
-slime reads `sys.argv` with three parsers (its own on top of Megatron's, SGLang's, a small one before both), each of which
-passes over flags it does not know. A misspelt flag would train with a default, so `parse_flags` checks that every flag
-was known to one of them and that its value arrived.
+slime reads `sys.argv` with three parsers (its own on top of Megatron's, SGLang's, a small one before both), each of
+which passes over flags it does not know. A misspelt flag would train with a default, so `parse_flags` checks that every
+flag was known to one of them and that its value arrived.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 from actors.trainers.hf_shape import Flags, shape_flags
 from rlhaiku.config import AlgorithmConfig, RunConfig, TrainerConfig
@@ -81,9 +82,9 @@ def parse_flags(flags: Sequence[str]) -> Namespace:
     """What slime makes of a command line; raises BadInput about a flag nobody knows or whose value did not arrive."""
     from slime.utils.arguments import parse_args
 
-    with _as_command_line(flags), _watched_parsers() as parsers:
+    with mock.patch.object(sys, "argv", [sys.argv[0], *flags]), _watched_parsers() as parsers:
         try:
-            args = parse_args()
+            args: Namespace = parse_args()
         except (AssertionError, ValueError, OSError) as error:
             remedy = "The flags come from the run's settings and the model's config.json."
             raise BadInput("slime and Megatron must accept the settings", str(error), remedy) from error
@@ -225,20 +226,10 @@ def _check_arrival(flag: str, action: Action, values: list[str], args: Namespace
 
 
 @contextmanager
-def _as_command_line(flags: Sequence[str]) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = [before[0], *flags]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-@contextmanager
 def _watched_parsers() -> Iterator[list[ArgumentParser]]:
     """Every parser that is used meanwhile; what they refuse is raised as ValueError instead of ending the process."""
     seen: list[ArgumentParser] = []
-    parse, refuse = ArgumentParser.parse_known_args, ArgumentParser.error
+    parse = ArgumentParser.parse_known_args
 
     def watched(self: ArgumentParser, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (as argparse has it)
         seen.append(self)
@@ -247,11 +238,5 @@ def _watched_parsers() -> Iterator[list[ArgumentParser]]:
     def raising(self: ArgumentParser, message: str) -> NoReturn:
         raise ValueError(message)
 
-    vars_of = {"parse_known_args": watched, "error": raising}
-    for name, function in vars_of.items():
-        setattr(ArgumentParser, name, function)
-    try:
+    with mock.patch.multiple(ArgumentParser, parse_known_args=watched, error=raising):
         yield seen
-    finally:
-        setattr(ArgumentParser, "parse_known_args", parse)
-        setattr(ArgumentParser, "error", refuse)

@@ -1,7 +1,7 @@
 """A TrainBatch as slime's trainers take it: one dictionary per data-parallel rank, cut by slime's own schedule.
 
-Every completion is a sequence of its own, prompt included: slime packs sequences, but has no way to forward the prompt of
-a group once, so `trainer.shared_prompt` changes nothing here. `rewards` holds the group advantages; with
+Every completion is a sequence of its own, prompt included: slime packs sequences, but has no way to forward the prompt
+of a group once, so `trainer.shared_prompt` changes nothing here. `rewards` holds the group advantages; with
 `--advantage-estimator grpo` slime only spreads them over the tokens.
 """
 
@@ -50,9 +50,9 @@ class _Schedule:
 def make_shards(args: Namespace, parallel_config: Mapping[str, int], batch: TrainBatch) -> list[Shard]:
     """Plain lists and numbers, one dictionary per rank; raises BatchEmpty.
 
-    `args`: from `parse_flags`; `parallel_config`: what trainer rank 0 reported. The batch is cut into optimizer steps by
-    group, as the torch trainer cuts it, so uneven groups are fine and no sample is dropped. A step with fewer samples
-    than ranks is filled up with masked copies, which in a per-token mean count as one token each.
+    `args`: from `parse_flags`; `parallel_config`: what trainer rank 0 reported. The batch is cut into optimizer steps
+    by group, as the torch trainer cuts it, so uneven groups are fine and no sample is dropped. A step with fewer
+    samples than ranks is filled up with masked copies, which in a per-token mean count as one token each.
     """
     num_ranks = parallel_config["dp_size"]
     schedule = _Schedule([[] for _ in range(num_ranks)], [[] for _ in range(num_ranks)])
