@@ -9,6 +9,7 @@ import argparse
 import difflib
 import math
 import sys
+import traceback
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ def slime_flags(config: RunConfig, model_path: str | Path, run: SlimeRun) -> lis
             "hf-checkpoint": model_path,
             "load": run.load or model_path,
             "save": run.save,
+            "save-interval": config.output.save_interval,  # Megatron asks for it; who says when is the coordinator
             "save-hf": run.save_hf,
             "start-rollout-id": run.start_step,
             "seed": config.seed + 1,  # Megatron refuses 0
@@ -87,7 +89,7 @@ def parse_flags(flags: Sequence[str]) -> Namespace:
             args: Namespace = parse_args()
         except (AssertionError, ValueError, OSError) as error:
             remedy = "The flags come from the run's settings and the model's config.json."
-            raise BadInput("slime and Megatron must accept the settings", str(error), remedy) from error
+            raise BadInput("slime and Megatron must accept the settings", _said(error), remedy) from error
     actions = {flag: action for parser in parsers for flag, action in parser._option_string_actions.items()}
     for flag, values in _split(flags):
         if flag not in actions:
@@ -96,6 +98,12 @@ def parse_flags(flags: Sequence[str]) -> Namespace:
             raise BadInput("every flag must be known to slime, Megatron or SGLang", flag, remedy)
         _check_arrival(flag, actions[flag], values, args)
     return args
+
+
+def _said(error: Exception) -> str:
+    """The message of an error, or the line that raised it: many of Megatron's assertions say nothing."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return str(error) or f"{Path(where.filename).name}:{where.lineno}: {where.line}"
 
 
 def _batch_flags(config: RunConfig, run: SlimeRun) -> Flags:
