@@ -91,11 +91,13 @@ def parse_flags(flags: Sequence[str]) -> Namespace:
             remedy = "The flags come from the run's settings and the model's config.json."
             raise BadInput("slime and Megatron must accept the settings", _said(error), remedy) from error
     actions = {flag: action for parser in parsers for flag, action in parser._option_string_actions.items()}
-    for flag, values in _split(flags):
+    given = _split(flags)
+    for flag, _ in given:
         if flag not in actions:
             close = difflib.get_close_matches(flag, actions, n=1)
             remedy = f"Did you mean {close[0]}?" if close else "Compare actors/slime_pin.py with what is installed."
             raise BadInput("every flag must be known to slime, Megatron or SGLang", flag, remedy)
+    for flag, values in given:
         _check_arrival(flag, actions[flag], values, args)
     return args
 

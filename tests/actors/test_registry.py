@@ -126,7 +126,7 @@ class SlimeLikeTrainer:
             ray.get(manager.set_train_parallel_config.remote({"dp_size": RANKS, "cp_size": 1}))
 
     def update_weights(self):
-        engines, lock, num_new, counts, offsets, parallel = ray.get(
+        engines, _lock, num_new, counts, offsets, parallel = ray.get(
             self.manager.get_updatable_engines_and_lock.remote()
         )
         assert len(engines) == len(counts) == len(offsets) == len(parallel)
