@@ -8,6 +8,7 @@ flag was known to one of them and that its value arrived.
 import argparse
 import difflib
 import math
+import os
 import sys
 import traceback
 from argparse import Action, ArgumentParser, Namespace
@@ -84,7 +85,10 @@ def parse_flags(flags: Sequence[str]) -> Namespace:
     """What slime makes of a command line; raises BadInput about a flag nobody knows or whose value did not arrive."""
     from slime.utils.arguments import parse_args
 
-    with mock.patch.object(sys, "argv", [sys.argv[0], *flags]), _watched_parsers() as parsers:
+    command_line = mock.patch.object(sys, "argv", [sys.argv[0], *flags])
+    # Megatron looks here for what the trainers' processes must have.
+    environment = mock.patch.dict(os.environ, CUDA_DEVICE_MAX_CONNECTIONS="1")
+    with command_line, environment, _watched_parsers() as parsers:
         try:
             args: Namespace = parse_args()
         except (AssertionError, ValueError, OSError) as error:
