@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import modal
 
+from actors.slime_pin import CHECK_OUT_SLIME
 from launch.resources import MAX_RETRIES, PINS, Resources, local_secrets
 
 RESOURCES = Resources.from_environment()
@@ -30,6 +31,7 @@ HOUR_S = 3600
 image = (
     modal.Image.from_registry(RESOURCES.image)
     .entrypoint([])
+    .run_commands(CHECK_OUT_SLIME)
     .uv_pip_install(*PINS, uv_version="0.9.7")
     .env(RESOURCES.environment)
     # Everything of the packages: presets, the syllable table and the embedded prompts are not Python files.
@@ -172,7 +174,7 @@ def main(
     settings: str = "",
 ) -> None:
     """One stage or all; `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`."""
-    from launch.checks import check_backends
+    from launch.checks import check_settings
     from launch.plan import make_plan, refuse
     from rlhaiku.config import load_config
     from rlhaiku.errors import BadInput
@@ -182,7 +184,7 @@ def main(
     try:
         config = load_config(preset, shlex.split(settings))
         if stage in ("all", "train"):
-            check_backends(config)
+            check_settings(config)
             refuse(make_plan(config, RESOURCES))
     except BadInput as error:
         raise SystemExit(f"error {error}") from None  # before anything is paid for

@@ -5,13 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from actors.slime_pin import SLIME_IMAGE
 from launch.paths import Paths
 from rlhaiku.errors import BadInput
 
-SLIME_IMAGE = (
-    "slimerl/slime:nightly-dev-20260703b@sha256:269b44b17e3f7136447db4cdaa3bf36ef9e3169f1596af0d7180c45f2a301965"
-)
-"""SGLang, Megatron and slime as one tested set; the tag is for people, the digest is what is pulled."""
 PINS = (
     *("aiohttp==3.14.5", "jinja2==3.1.6", "matplotlib==3.11.2", "pydantic==2.14.3"),
     *("rich==15.0.0", "typer==0.29.2"),

@@ -1,0 +1,162 @@
+"""Whether the installed slime is the one this project is written against, seen before anything is started with it.
+
+slime has no stable interface: the length of a tuple and the arguments of a call have changed between its images. Here
+its source is read, not imported, so the answer takes a moment and needs neither a GPU nor SGLang.
+"""
+
+import ast
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from actors.registry import Registry
+from actors.slime_pin import SLIME_COMMIT, SLIME_IMAGE
+from rlhaiku.errors import BadInput
+
+NEEDED = ("slime", "megatron", "sglang")
+ANSWER = (
+    "rollout_engines", "rollout_engine_lock", "num_new_engines",
+    "engine_gpu_counts", "engine_gpu_offsets", "engine_parallel_configs",
+)  # fmt: skip
+"""What a trainer unpacks from `Registry.get_updatable_engines_and_lock`."""
+
+TRAINER = "backends/megatron_utils/actor.py"
+ENGINE = "backends/sglang_utils/sglang_engine.py"
+CONNECT = ("self", *(name for name in ANSWER if name != "num_new_engines"))
+CALLS: dict[str, dict[str, tuple[str, ...]]] = {
+    TRAINER: {
+        "MegatronTrainRayActor.init": ("self", "args", "role", "with_ref"),
+        "MegatronTrainRayActor.train": ("self", "rollout_id", "rollout_data_ref"),
+        "MegatronTrainRayActor.save_model": ("self", "rollout_id", "force_sync"),
+        "MegatronTrainRayActor.update_weights": ("self",),
+    },
+    "ray/train_actor.py": {
+        "TrainRayActor.__init__": ("self", "world_size", "rank", "master_addr", "master_port"),
+        "TrainRayActor.set_rollout_manager": ("self", "rollout_manager"),
+    },
+    "ray/ray_actor.py": {"RayActor.get_master_addr_and_port": ("self",)},
+    "ray/utils.py": {"Lock.acquire": ("self",), "Lock.release": ("self",)},
+    "backends/megatron_utils/update_weight/update_weight_from_tensor.py": {
+        "UpdateWeightFromTensor.connect_rollout_engines": CONNECT,
+    },
+    "backends/megatron_utils/update_weight/update_weight_from_distributed.py": {
+        "UpdateWeightFromDistributed.connect_rollout_engines": CONNECT,
+    },
+    ENGINE: {
+        "SGLangEngine.__init__": ("self", "args", "rank", "worker_type", "base_gpu_id", "sglang_overrides"),
+        "SGLangEngine.init": ("self", "dist_init_addr", "port", "nccl_port", "host"),
+        "SGLangEngine.get_url": ("self",),
+        "SGLangEngine.get_weight_version": ("self",),
+        "SGLangEngine.health_generate": ("self", "timeout"),
+        "SGLangEngine.flush_cache": ("self",),
+        "SGLangEngine.pause_generation": ("self",),
+        "SGLangEngine.continue_generation": ("self",),
+        "SGLangEngine.check_weights": ("self", "action"),
+        "SGLangEngine.shutdown": ("self",),
+        "SGLangEngine.update_weights_from_tensor": ("self", "serialized_named_tensors", "load_format"),
+        "SGLangEngine.update_weights_from_distributed": ("self", "names", "dtypes", "shapes", "group_name"),
+        "SGLangEngine.init_weights_update_group": (
+            "self", "master_address", "master_port", "rank_offset", "world_size", "group_name", "backend",
+        ),
+        "SGLangEngine.destroy_weights_update_group": ("self", "group_name"),
+    },
+    "utils/arguments.py": {"parse_args": ()},
+    "utils/dp_schedule.py": {
+        "build_dp_schedule": (
+            "args", "train_parallel_config", "total_lengths", "global_batch_size", "rollout_indices",
+        ),
+    },
+    "observability/rollout_data_utils.py": {"tensorize_rollout_data_for_training": ("rollout_data",)},
+    "utils/misc.py": {"Box.__init__": ("self", "inner")},
+}  # fmt: skip
+"""By file and function: the arguments we give, in order. More are fine if they have defaults."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def check_slime() -> None:
+    """Raises BadInput, naming every difference, unless slime is installed and keeps the contract."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        remedy = f"Use the image {SLIME_IMAGE.partition('@')[0]}, or put slime and Megatron on PYTHONPATH."
+        raise BadInput("the Megatron trainer needs slime, Megatron and SGLang", f"no {', no '.join(missing)}", remedy)
+    root = _source_root()
+    if differences := list(contract_differences(root)):
+        said = f"slime {commit_of(root) or 'of unknown commit'}: {'; '.join(differences)}"
+        raise BadInput("the installed slime must keep the contract", said, f"Check out its commit {SLIME_COMMIT}.")
+
+
+def contract_differences(root: Path) -> Iterator[str]:
+    """What is not as this project needs it in the slime package at `root`, in words."""
+    for file, calls in CALLS.items():
+        if not (root / file).is_file():
+            yield f"{file} is not there"
+            continue
+        functions = dict(_functions(ast.parse((root / file).read_text(encoding="utf-8"))))
+        for name, expected in calls.items():
+            if name not in functions:
+                yield f"{file} has no {name}"
+            elif not _takes(functions[name], expected):
+                yield f"{name} takes ({', '.join(_parameters(functions[name]))}), not ({', '.join(expected)})"
+    yield from _callback_differences(root)
+
+
+def commit_of(root: Path) -> str | None:
+    """Git commit of the slime package at `root`: of its checkout, or as pip noted it; None if neither says."""
+    head = root.parent / ".git" / "HEAD"
+    if head.is_file():
+        said = head.read_text(encoding="utf-8").strip()
+        ref = head.parent / said.removeprefix("ref: ")
+        return said if not said.startswith("ref: ") else ref.read_text().strip() if ref.is_file() else None
+    try:
+        noted = metadata.distribution("slime").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")  # type: ignore[no-any-return]
+
+
+def _source_root() -> Path:
+    spec = find_spec("slime")
+    assert spec and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _callback_differences(root: Path) -> Iterator[str]:
+    """What trainers ask of their rollout manager beyond what the registry has, and how they unpack its answer."""
+    for file in (TRAINER, "ray/train_actor.py"):
+        tree = ast.parse((root / file).read_text(encoding="utf-8")) if (root / file).is_file() else ast.Module([], [])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.rollout_manager":
+                if not hasattr(Registry, node.attr):
+                    yield f"trainers call {node.attr}, which actors/registry.py does not have"
+            elif isinstance(node, ast.Assign) and "get_updatable_engines_and_lock" in ast.unparse(node.value):
+                names = ast.unparse(node.targets[0]).strip("()")
+                if names != ", ".join(ANSWER):
+                    yield f"trainers unpack ({names}) from the registry, not ({', '.join(ANSWER)})"
+
+
+def _functions(tree: ast.Module) -> Iterator[tuple[str, Function]]:
+    """Functions of a module, and methods as `Class.method`."""
+    for node in tree.body:
+        if isinstance(node, Function):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{item.name}", item) for item in node.body if isinstance(item, Function))
+
+
+def _parameters(function: Function) -> list[str]:
+    arguments = function.args
+    return [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+
+
+def _takes(function: Function, expected: tuple[str, ...]) -> bool:
+    arguments, names = function.args, _parameters(function)
+    num_positional = len(names) - len(arguments.kwonlyargs)
+    required = num_positional - len(arguments.defaults)
+    needs_more = len(expected) < required or any(
+        default is None and each.arg not in expected
+        for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    )
+    return tuple(names[: len(expected)]) == expected and not needs_more

@@ -1,0 +1,103 @@
+"""The start-up check, on source trees made here: one that keeps the contract, and that one changed."""
+
+import pytest
+
+from actors import slime_contract
+from actors.slime_contract import ANSWER, CALLS, TRAINER, check_slime, commit_of, contract_differences
+from actors.slime_pin import CHECK_OUT_SLIME, MEGATRON_COMMIT, SLIME_COMMIT, SLIME_IMAGE
+from rlhaiku.errors import BadInput
+
+CALLBACK = f"""
+        ({', '.join(ANSWER)}) = ray.get(self.rollout_manager.get_updatable_engines_and_lock.remote())
+        ray.get(self.rollout_manager.clear_updatable_num_new_engines.remote())
+"""
+UPDATER = "backends/megatron_utils/update_weight/update_weight_from_tensor.py"
+KEYWORD_ONLY = "global_batch_size, rollout_indices"
+
+
+@pytest.fixture
+def slime(tmp_path):
+    """Stubs of every function of the contract, in the files where slime has them."""
+    root = tmp_path / "slime"
+    for file, calls in CALLS.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("\n".join(_stub(name, parameters) for name, parameters in calls.items()))
+    return root
+
+
+def _stub(name, parameters):
+    owner, _, function = name.rpartition(".")
+    line = f"def {function}({', '.join(parameters)}): pass".replace(KEYWORD_ONLY, f"*, {KEYWORD_ONLY}")
+    if function == "update_weights":
+        line = line.replace(" pass", CALLBACK)
+    return f"class {owner}:\n    {line}" if owner else line
+
+
+def change(root, file, old, new):
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+
+
+def test_a_slime_that_keeps_the_contract(slime):
+    assert list(contract_differences(slime)) == []
+
+
+def test_more_arguments_are_fine_if_they_have_defaults(slime):
+    change(slime, "utils/misc.py", "self, inner", "self, inner, tag=None, *, owner=None")
+    assert list(contract_differences(slime)) == []
+
+
+@pytest.mark.parametrize(("file", "old", "new", "said"), [
+    (TRAINER, "num_new_engines, ", "", "trainers unpack"),
+    (TRAINER, "clear_updatable_num_new_engines", "forget_engines", "trainers call forget_engines"),
+    (TRAINER, "def save_model", "def keep", "has no MegatronTrainRayActor.save_model"),
+    (TRAINER, "rollout_id, rollout_data_ref", "rollout_id, refs", "train takes (self, rollout_id, refs)"),
+    ("utils/misc.py", "inner", "inner, kind", "Box.__init__ takes (self, inner, kind), not (self, inner)"),
+    ("utils/dp_schedule.py", "rollout_indices", "rollout_indices, seed", "build_dp_schedule takes"),
+    ("utils/arguments.py", "()", "(argv)", "parse_args takes (argv)"),
+    (UPDATER, "engine_gpu_offsets, ", "", "UpdateWeightFromTensor.connect_rollout_engines takes"),
+])
+def test_each_difference_is_named(slime, file, old, new, said):
+    change(slime, file, old, new)
+    [difference] = list(contract_differences(slime))
+    assert said in difference
+
+
+def test_a_file_that_went_elsewhere(slime):
+    (slime / "ray" / "utils.py").unlink()
+    assert list(contract_differences(slime)) == ["ray/utils.py is not there"]
+
+
+def test_the_check_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(slime_contract, "find_spec", lambda name: None if name == "sglang" else object())
+    with pytest.raises(BadInput, match=r"no sglang.*slimerl/slime"):
+        check_slime()
+
+
+def test_the_check_says_what_differs_and_in_which_commit(slime, monkeypatch):
+    monkeypatch.setattr(slime_contract, "find_spec", lambda name: type("Spec", (), {
+        "submodule_search_locations": [str(slime)],
+    }))
+    check_slime()
+    (slime.parent / ".git").mkdir()
+    (slime.parent / ".git" / "HEAD").write_text("abc123\n")
+    (slime / "ray" / "utils.py").unlink()
+    with pytest.raises(BadInput) as refusal:
+        check_slime()
+    assert "slime abc123: ray/utils.py is not there" in str(refusal.value) and SLIME_COMMIT in str(refusal.value)
+
+
+def test_the_commit_of_a_branch(slime):
+    git = slime.parent / ".git"
+    (git / "refs").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/main\n")
+    assert commit_of(slime) is None
+    (git / "refs" / "main").write_text("def456\n")
+    assert commit_of(slime) == "def456"
+
+
+def test_the_pin_is_whole():
+    assert len(SLIME_COMMIT) == len(MEGATRON_COMMIT) == 40
+    assert SLIME_IMAGE.startswith("slimerl/slime:") and len(SLIME_IMAGE.partition("@sha256:")[2]) == 64
+    assert CHECK_OUT_SLIME.count(SLIME_COMMIT) == 2
