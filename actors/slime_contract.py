@@ -94,13 +94,14 @@ def contract_differences(root: Path) -> Iterator[str]:
         if not (root / file).is_file():
             yield f"{file} is not there"
             continue
-        functions = dict(_functions(ast.parse((root / file).read_text(encoding="utf-8"))))
+        tree = ast.parse((root / file).read_text(encoding="utf-8"))
+        yield from _callback_differences(tree)
+        functions = dict(_functions(tree))
         for name, expected in calls.items():
             if name not in functions:
                 yield f"{file} has no {name}"
             elif not _takes(functions[name], expected):
                 yield f"{name} takes ({', '.join(_parameters(functions[name]))}), not ({', '.join(expected)})"
-    yield from _callback_differences(root)
 
 
 def commit_of(root: Path) -> str | None:
@@ -123,18 +124,17 @@ def _source_root() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _callback_differences(root: Path) -> Iterator[str]:
-    """What trainers ask of their rollout manager beyond what the registry has, and how they unpack its answer."""
-    for file in (TRAINER, "ray/train_actor.py"):
-        tree = ast.parse((root / file).read_text(encoding="utf-8")) if (root / file).is_file() else ast.Module([], [])
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.rollout_manager":
-                if not hasattr(Registry, node.attr):
-                    yield f"trainers call {node.attr}, which actors/registry.py does not have"
-            elif isinstance(node, ast.Assign) and "get_updatable_engines_and_lock" in ast.unparse(node.value):
-                names = ast.unparse(node.targets[0]).strip("()")
-                if names != ", ".join(ANSWER):
-                    yield f"trainers unpack ({names}) from the registry, not ({', '.join(ANSWER)})"
+def _callback_differences(tree: ast.Module) -> Iterator[str]:
+    """What a trainer asks of its rollout manager beyond what the registry has, and how it unpacks the answer."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            is_callback = ast.unparse(node.value) == "self.rollout_manager"
+            if is_callback and not hasattr(Registry, node.attr):
+                yield f"trainers call {node.attr}, which actors/registry.py does not have"
+        elif isinstance(node, ast.Assign) and "get_updatable_engines_and_lock" in ast.unparse(node.value):
+            names = ast.unparse(node.targets[0]).strip("()")
+            if names != ", ".join(ANSWER):
+                yield f"trainers unpack ({names}) from the registry, not ({', '.join(ANSWER)})"
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, Function]]:
