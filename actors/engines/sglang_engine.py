@@ -1,0 +1,125 @@
+"""The rollout engine of the cluster: slime's SGLangEngine, which controls a server, with generation added.
+
+slime's trainers call its methods by name while weights are updated, so those stay in the default group of threads;
+generation has a group of its own, and neither waits for the other.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+import ray
+
+from actors.engines.sglang_client import ServerGone, SglangClient, read_version
+from rlhaiku.errors import ActorFailed
+from rlhaiku.types import Group, GroupRequest
+
+GENERATE = "generate"
+"""The concurrency group of generation."""
+CONTROL_THREADS = 8
+"""Of the default group: calls of several trainer ranks, and questions of the driver beside them."""
+GENERATE_THREADS = 4
+"""At least as many as tiles are handed to an engine at once."""
+FIRST_PORT = 24_000
+PORTS_PER_ENGINE = 100
+"""Engines of one node start at the same moment and look for free ports: each in a range of its own."""
+GROUP_PORTS = 32
+"""In a row, from the address of SGLang's own process group on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SglangSpec:
+    """Everything an engine needs to start, or to start again after it died."""
+
+    args: Any
+    """slime's arguments."""
+    place: int
+    """Among the engines of the run, from 0."""
+    gpu_id: int
+    """First GPU on its node."""
+    timeout_s: float
+    """Longest wait for a group."""
+    gpus: int = 1
+    seed: int | None = None
+    """For a server in deterministic mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeights:
+    """What an engine says it holds."""
+
+    weight_version: int
+    """NO_VERSION before the first sync."""
+    hashes: tuple[dict[str, str], ...] = field(default=())
+    """By GPU: a checksum over every element of each of its tensors, by SGLang's name."""
+
+
+class Generation:
+    """What this project adds to slime's engine."""
+
+    def __init__(self, spec: SglangSpec) -> None:
+        """Starts the server and returns when it answers; minutes on a fresh machine, which compiles kernels first."""
+        super().__init__(spec.args, spec.place, base_gpu_id=spec.gpu_id, num_gpus_per_engine=spec.gpus)  # type: ignore[call-arg]
+        slime: Any = self
+        first = FIRST_PORT + PORTS_PER_ENGINE * spec.place
+        host, port = slime._get_current_node_ip_and_free_port(first)
+        _, nccl_port = slime._get_current_node_ip_and_free_port(port + 1)
+        _, group_port = slime._get_current_node_ip_and_free_port(nccl_port + 1, GROUP_PORTS)
+        slime.init(dist_init_addr=f"{host}:{group_port}", port=port, nccl_port=nccl_port, host=host)
+        threading.Thread(target=_end_with, args=(slime.process,), name="server-watch", daemon=True).start()
+        self._client = SglangClient(slime.get_url(), spec.timeout_s, spec.seed)
+
+    @ray.method(concurrency_group=GENERATE)
+    def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
+        """The groups of requests, drawn together; ends this process if its server does not answer.
+
+        Raises WeightMismatch for a version that this engine does not hold.
+        """
+        try:
+            return self._client.generate(requests)
+        except ServerGone as error:
+            _end(f"the server is gone: {error}")
+            raise
+
+    def weight_version(self) -> int:
+        """The version of the last sync; NO_VERSION before the first."""
+        slime: Any = self
+        return read_version(slime.get_weight_version())
+
+    def held_weights(self) -> HeldWeights:
+        """Version and checksums as the server counts them now; raises ActorFailed if it does not."""
+        slime: Any = self
+        answer = slime.check_weights("checksum")
+        if not answer.get("success") or "ranks" not in answer:
+            raise ActorFailed(f"SGLang must report checksums of its weights; it said {str(answer)[:300]}")
+        return HeldWeights(self.weight_version(), tuple(dict(rank["checksums"]) for rank in answer["ranks"]))
+
+
+def engine_class() -> type:
+    """slime's engine with generation; imports slime, whose container has SGLang."""
+    from slime.backends.sglang_utils.sglang_engine import SGLangEngine
+
+    from actors.engines.sglang_server import prepare_process
+
+    class Prepared(SGLangEngine):  # type: ignore[misc]  (slime has no types)
+        """Starts its server as `sglang_server` has it."""
+
+        def init(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            prepare_process()
+            super().init(*args, **kwargs)
+
+    return type("SglangEngine", (Generation, Prepared), {})
+
+
+def _end_with(server: Any) -> None:  # noqa: ANN401  (a multiprocessing process)
+    """An actor without a server is of no use to anybody: its death is noticed, and it is replaced."""
+    wait([server.sentinel])
+    _end(f"the server process ended with exit status {server.exitcode}")
+
+
+def _end(why: str) -> None:
+    print(f"this engine ends, because {why}", flush=True)
+    os._exit(1)
