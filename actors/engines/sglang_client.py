@@ -33,7 +33,8 @@ class SglangClient:
         """`seed`: of the run, for a server in deterministic mode, which draws by request; others ignore it."""
         self._url, self._timeout_s, self._seed = url, timeout_s, seed
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="sglang-client", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-client", daemon=True)
+        self._thread.start()
         self._session: aiohttp.ClientSession = self._wait(self._open())
 
     def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
@@ -48,6 +49,8 @@ class SglangClient:
         """Ends connections and thread."""
         self._wait(self._session.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CONNECT_S)
+        self._loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(self._timeout_s + CONNECT_S)
