@@ -6,7 +6,7 @@ treatment, and it is that of a crash.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ START_TIMEOUT_S = 600.0
 """How long an actor may take to start, whatever the deadline of its answers: it loads a model."""
 BURIAL_S = 30.0
 """How long Ray may take to notice that a killed process is gone."""
+PROBE_S = 1.0
+"""How often others are looked at while a group of actors is waited for."""
 
 
 def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> Any:  # noqa: ANN401  (any result)
@@ -43,6 +45,8 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
     except RayTaskError as error:
         if isinstance(error.cause, RlhaikuError):
             raise error.cause from None
+        if isinstance(error.cause, RayActorError):  # it called somebody itself, who is gone
+            raise ActorDied(f"{who}{asked} lost somebody it needed: {error.cause}") from None
         raise ActorFailed(f"{who}{asked} raised:\n{error}") from None
     except RayActorError as error:
         if error.actor_init_failed:
@@ -52,10 +56,50 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
         raise ActorDied(because or f"{who}{asked} died: {first_line}") from None
 
 
+def wait_for_all(
+    calls: Sequence[tuple[Any, Actor]], timeout_s: float, doing: str, watched: Sequence[Actor] = ()
+) -> list[Any]:
+    """The results of calls that only end together, such as a collective's, in their order.
+
+    The first that fails ends the wait, and so does the death of one of `watched`, on whom the others depend: who waits
+    for the dead never answers. Raises what `wait_for` raises; after `timeout_s` seconds whoever is late is killed.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    late = dict(calls)
+    while late:
+        left_s = deadline_s - time.monotonic()
+        ready, _ = ray.wait(list(late), num_returns=1, timeout=max(0.0, min(PROBE_S, left_s)))
+        for ref in ready:
+            wait_for(ref, timeout_s, late.pop(ref), doing)
+        if ready:
+            continue
+        for actor in watched:
+            _require_alive(actor, doing)
+        if left_s <= 0:
+            others = ", ".join(actor.name for actor in list(late.values())[1:])
+            first, actor = next(iter(late.items()))
+            for each in list(late.values())[1:]:
+                each.kill(f"{each} must answer within {timeout_s:g} s")
+            wait_for(first, 0.0, actor, f"{doing} (late too: {others})" if others else doing)
+            late.pop(first)
+    return [wait_for(ref, timeout_s, actor, doing) for ref, actor in calls]
+
+
+def _require_alive(actor: Actor, doing: str) -> None:
+    """Raises ActorDied if its process is gone; one that only is busy is none of our business here."""
+    try:
+        ray.get(actor.handle.__ray_ready__.remote(), timeout=PROBE_S)
+    except GetTimeoutError:
+        return
+    except RayActorError as error:
+        reason = str(error).partition("\n")[0]
+        raise ActorDied(actor.killed_because or f"{actor}, needed {doing}, died: {reason}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     actor: Actor
-    then: Callable[[Any], RoleEvent]
+    then: Callable[[Any], RoleEvent | None]
     on_death: Callable[[ActorDied], None] | None
 
 
@@ -76,10 +120,10 @@ class RayEvents:
         ref: Any,  # noqa: ANN401  (a Ray reference)
         actor: Actor,
         doing: str,
-        then: Callable[[Any], RoleEvent],
+        then: Callable[[Any], RoleEvent | None],
         on_death: Callable[[ActorDied], None] | None = None,
     ) -> None:
-        """Waits for one more call; `then` turns its result into an event and may start further calls.
+        """Waits for one more call; `then` turns its result into an event, or none, and may start further calls.
 
         `on_death` is told when the actor died, and gives its work to another; without it the death ends the run.
         """
@@ -99,19 +143,28 @@ class RayEvents:
     def next(self, waiting_for: str) -> RoleEvent:
         """The next result, as an event."""
         while not self._delivered:
-            if not self._pending:
-                raise WaitTimeout(f"{waiting_for} must come from somebody; nobody has work. {self._last_event()}")
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
-            if ready:
-                self._settle(ready[0])
-            elif any(paused() for paused in self._pauses):
-                for pending in self._pending.values():
-                    pending.actor.last_sign_s = time.monotonic()
-            else:
-                self._bury_the_silent(waiting_for)
+            self._advance(waiting_for)
         event = self._delivered.popleft()
         self._last, self._last_s = type(event).__name__, time.monotonic()
         return event
+
+    def settle_while(self, busy: Callable[[], bool], waiting_for: str) -> None:
+        """Takes results as they arrive until `busy` says no; their events wait for `next`."""
+        while busy():
+            self._advance(waiting_for)
+
+    def _advance(self, waiting_for: str) -> None:
+        """Settles one call, or lets some time pass."""
+        if not self._pending:
+            raise WaitTimeout(f"{waiting_for} must come from somebody; nobody has work. {self._last_event()}")
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
+        if ready:
+            self._settle(ready[0])
+        elif any(paused() for paused in self._pauses):
+            for pending in self._pending.values():
+                pending.actor.last_sign_s = time.monotonic()
+        else:
+            self._bury_the_silent(waiting_for)
 
     def _settle(self, ref: Any) -> None:  # noqa: ANN401
         pending = self._pending.pop(ref)
@@ -123,7 +176,8 @@ class RayEvents:
                 raise
             pending.on_death(death)
         else:
-            self._delivered.append(pending.then(value))
+            if event := pending.then(value):
+                self._delivered.append(event)
 
     def _patience_s(self) -> float:
         """Seconds until somebody's silence has lasted too long."""

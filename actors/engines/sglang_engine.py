@@ -72,7 +72,7 @@ class Generation:
         threading.Thread(target=_end_with, args=(slime.process,), name="server-watch", daemon=True).start()
         self._client = SglangClient(slime.get_url(), spec.timeout_s, spec.seed)
 
-    @ray.method(concurrency_group=GENERATE)
+    @ray.method(concurrency_group=GENERATE)  # type: ignore[untyped-decorator]
     def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
         """The groups of requests, drawn together; ends this process if its server does not answer.
 
@@ -104,7 +104,7 @@ def engine_class() -> type:
 
     from actors.engines.sglang_server import prepare_process
 
-    class Prepared(SGLangEngine):  # type: ignore[misc]  (slime has no types)
+    class Prepared(SGLangEngine):  # type: ignore[misc]
         """Starts its server as `sglang_server` has it."""
 
         def init(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401

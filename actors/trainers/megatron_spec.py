@@ -7,6 +7,7 @@ layers here carry one. Sequences come packed, one behind the other without paddi
 import inspect
 from argparse import Namespace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class RmsNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
 
 
-class NormedColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]  (Megatron is not typed)
+class NormedColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]
     """A norm and the linear layer behind it. Ranks of a tensor-parallel group hold the same norm and parts of the rest.
 
     With sequence parallelism each rank norms its part of the sequence before the parts are gathered.
@@ -99,7 +100,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: i
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     query, key, value = (each.contiguous() for each in (query, key, value))
-    attended: Tensor = varlen_attn(query, key, value, starts, starts, longest, longest, **chosen)
+    attended = varlen_attn(query, key, value, starts, starts, longest, longest, **chosen)
+    assert isinstance(attended, Tensor)
     return attended
 
 
@@ -115,7 +117,7 @@ def _by_sequence(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, long
     """The same, one sequence after the other: on a CPU, and for older versions of torch."""
     bounds = starts.tolist()
     parts = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         q, k, v = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         parts.append(attended[0].transpose(0, 1))
@@ -125,5 +127,6 @@ def _by_sequence(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, long
 def _norm_weight(config: Any, size: int) -> nn.Parameter:  # noqa: ANN401
     device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
     weight = nn.Parameter(torch.ones(size, dtype=config.params_dtype, device=device))
-    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  (its gradient is then summed)
+    # Where ranks norm parts of a sequence, Megatron sums the gradients of what is marked so.
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return weight

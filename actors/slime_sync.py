@@ -1,0 +1,119 @@
+"""Megatron's weights to every SGLang engine, through slime's own updaters, and verified: knows both sides.
+
+An update is collective: all trainer ranks take part, and each asks the registry who the engines are. slime's updaters
+pause the engines first, which aborts whatever is in flight, so nothing may be. An engine that dies in the middle leaves
+the ranks waiting for it and the lock taken: that is noticed, and the run starts again from its newest checkpoint.
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.actor import Actor
+from actors.crew import Crew
+from actors.engines.sglang_engine import HeldWeights
+from actors.waiting import START_TIMEOUT_S, wait_for, wait_for_all
+from rlhaiku.errors import ActorDied, WeightMismatch
+from rlhaiku.types import SyncReport
+
+NEVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SentTensors:
+    """The trainer's word on what it sent."""
+
+    hashes: Mapping[str, str]
+    """A checksum over every element of each tensor, by the name and in the shape it has in an engine on one GPU."""
+    num_bytes: int
+
+
+class SlimeSync:
+    """The WeightSync of Megatron trainers and SGLang engines."""
+
+    def __init__(self, ranks: Sequence[Actor], engines: Crew, registry: Actor, timeout_s: float) -> None:
+        """`registry` knows the engines as they are now; `timeout_s`: longest wait for one update."""
+        self._ranks, self._engines, self._registry, self._timeout_s = ranks, engines, registry, timeout_s
+        self._registered = list(engines.actors)
+        self._published = NEVER
+        self._sent = SentTensors({}, 0)
+        self.before_publish: Callable[[], None] = lambda: None
+        """Returns once no request is in flight."""
+
+    def publish(self, weight_version: int) -> SyncReport:
+        """Returns when every engine holds `weight_version` and every element of it; raises WeightMismatch.
+
+        Engines that died while they had nothing to do are replaced first. Raises ActorDied for a death during the
+        update itself.
+        """
+        self.before_publish()
+        started = time.perf_counter()
+        self._register_successors()
+        doing = f"to send weight version {weight_version}"
+        wait_for_all(
+            [(rank.handle.push_weights.remote(weight_version), rank) for rank in self._ranks],
+            self._timeout_s, doing, watched=self._engines.actors,
+        )  # fmt: skip
+        self._verify(weight_version)
+        self._published = weight_version
+        seconds = time.perf_counter() - started
+        return SyncReport(weight_version, _crc(self._sent.hashes), self._sent.num_bytes, seconds)
+
+    def renew(self) -> None:
+        """Gives the current weights to engines that were started since they were published."""
+        asked = [(engine.handle.weight_version.remote(), engine) for engine in self._engines.actors]
+        held = wait_for_all(asked, self._timeout_s, "for its weight version")
+        if any(version != self._published for version in held):
+            self.publish(self._published)
+
+    def _register_successors(self) -> None:
+        for place in range(len(self._engines)):
+            engine = self._alive(place)
+            if engine is not self._registered[place]:
+                call = self._registry.handle.replace_engine.remote(place, engine.handle)
+                wait_for(call, self._timeout_s, self._registry, f"to register {engine.name}")
+                self._registered[place] = engine
+
+    def _alive(self, place: int) -> Actor:
+        """The engine at a place, once it is up; a dead one is replaced."""
+        while True:
+            engine = self._engines.actors[place]
+            try:
+                start_s = max(self._timeout_s, START_TIMEOUT_S)
+                wait_for(engine.handle.__ray_ready__.remote(), start_s, engine, "to be up")
+            except ActorDied as death:
+                self._engines.replace(engine, death)
+            else:
+                return engine
+
+    def _verify(self, weight_version: int) -> None:
+        """Compares what the engines hold with what the trainer has, element by element through their checksums."""
+        ranks, engines = self._ranks, self._engines.actors
+        sent = [(rank.handle.sent_tensors.remote(), rank) for rank in ranks]
+        held = [(engine.handle.held_weights.remote(), engine) for engine in engines]
+        answers = wait_for_all([*sent, *held], self._timeout_s, "for checksums of its weights", watched=engines)
+        self._sent = next(answer for answer in answers[: len(ranks)] if answer is not None)
+        for engine, holds in zip(engines, answers[len(ranks) :], strict=True):
+            if complaint := _complaint(self._sent, holds, weight_version):
+                raise WeightMismatch(f"{engine.name} must hold the trainer's version {weight_version}; {complaint}")
+
+
+def _complaint(sent: SentTensors, held: HeldWeights, weight_version: int) -> str:
+    """What is wrong with an engine's weights; empty if nothing is. On several GPUs only what is not cut is compared."""
+    if held.weight_version != weight_version:
+        return f"it reports {held.weight_version}. Was it paused or restarted meanwhile?"
+    expected = sent.hashes
+    if len(held.hashes) > 1:
+        expected = {name: value for name, value in expected.items() if "norm" in name}
+    for of_gpu in held.hashes:
+        lacking = [name for name in expected if name not in of_gpu]
+        wrong = [name for name, value in expected.items() if of_gpu.get(name, value) != value]
+        if lacking or wrong:
+            return f"of {len(expected)} tensors {len(lacking)} are missing and {len(wrong)} differ, e.g. " + \
+                   f"{(lacking + wrong)[0]}. Is hf-checkpoint the same model on both sides?"
+    return ""
+
+
+def _crc(hashes: Mapping[str, str]) -> int:
+    return zlib.crc32("".join(f"{name}={value};" for name, value in sorted(hashes.items())).encode())
