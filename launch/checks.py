@@ -7,7 +7,8 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from launch.placement import Placement, plan_placement
+from actors.slime_contract import check_slime
+from launch.placement import GpuPlacement, Placement, is_slime, plan_gpus, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger.schema import LEDGER_FILE
@@ -16,7 +17,7 @@ DRIVER_S = 30.0
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_run(config: RunConfig, directory: Path, resume: bool) -> Placement:
+def check_run(config: RunConfig, directory: Path, resume: bool) -> Placement | GpuPlacement:
     """Everything that can be checked without loading torch; makes the run directory and returns the placement."""
     placement = check_placement(config)
     resolve_model(config.model.path)
@@ -26,10 +27,10 @@ def check_run(config: RunConfig, directory: Path, resume: bool) -> Placement:
     return placement
 
 
-def check_placement(config: RunConfig) -> Placement:
+def check_placement(config: RunConfig) -> Placement | GpuPlacement:
     """Where the actors go on this machine; raises BadInput if they cannot."""
     check_backends(config)
-    return plan_placement(config, available_cores())
+    return plan_gpus(config) if is_slime(config) else plan_placement(config, available_cores())
 
 
 def available_cores() -> int:
@@ -39,30 +40,71 @@ def available_cores() -> int:
 
 def available_gpus() -> int:
     """NVIDIA GPUs of this machine, as its driver counts them."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=DRIVER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in _ask_driver("-L"))
+
+
+def gpu_memory_bytes() -> float:
+    """Of the smallest GPU, as the driver says; of an H100 if it does not."""
+    said = _ask_driver("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    return min((int(line) * 2.0**20 for line in said if line.strip().isdecimal()), default=80e9)
 
 
 def check_backends(config: RunConfig) -> None:
-    """The torch trainer with torch engines, on CPUs or one GPU, or with vLLM on one GPU; what that needs must exist."""
-    engine, backend, gpus = config.rollout.engine, config.trainer.backend, config.cluster.gpus_per_node
-    if engine == "sglang" or backend != "torch":
-        raise BadInput(
-            "`rlhaiku train` runs rollout.engine=torch or vllm with trainer.backend=torch",
-            f"{engine} with {backend}",
-            "Use --preset laptop or --preset one-gpu.",
-        )
-    if gpus > 1 or (engine == "vllm" and not gpus):
-        rule = f"rollout.engine={engine} and its trainer share one GPU{'' if engine == 'vllm' else ' or run on CPUs'}"
-        raise BadInput(rule, f"{gpus} GPUs a node", "Set cluster.gpus_per_node=1.")
-    if gpus and not available_gpus():
-        raise BadInput("cluster.gpus_per_node=1 needs an NVIDIA GPU", "nvidia-smi finds none", "Use --preset laptop.")
-    if engine == "vllm" and find_spec("vllm") is None:
+    """What `check_settings` asks of the settings, and that this machine has the GPUs and packages they need."""
+    check_settings(config)
+    needed = config.cluster.gpus_per_node
+    found = available_gpus() if needed else 0
+    if found < needed:
+        other = "Use --preset laptop." if needed == 1 else "Use --preset one-gpu, or modal run launch/cluster.py."
+        rule = f"cluster.gpus_per_node={needed} needs {'an NVIDIA GPU' if needed == 1 else f'{needed} NVIDIA GPUs'}"
+        raise BadInput(rule, f"nvidia-smi finds {found or 'none'}", other)
+    if config.rollout.engine == "vllm" and find_spec("vllm") is None:
         remedy = "pip install 'rlhaiku[local,vllm]', or set rollout.engine=torch."
         raise BadInput("rollout.engine=vllm needs vLLM", "not installed", remedy)
+    if is_slime(config):
+        check_slime()
+
+
+def check_settings(config: RunConfig) -> None:
+    """Which engines, trainers and GPUs go together; true or not wherever the run will be."""
+    rollout, cluster = config.rollout, config.cluster
+    engine, backend, gpus = rollout.engine, config.trainer.backend, cluster.gpus_per_node
+    if (engine == "sglang") != (backend == "megatron"):
+        raise BadInput(
+            "rollout.engine=sglang goes with trainer.backend=megatron, torch and vllm with trainer.backend=torch",
+            f"{engine} with {backend}",
+            "Use --preset laptop, one-gpu or reference.",
+        )
+    if is_slime(config):
+        _check_slime_settings(config)
+    elif gpus > 1 or (engine == "vllm" and not gpus):
+        rule = f"rollout.engine={engine} and its trainer share one GPU{'' if engine == 'vllm' else ' or run on CPUs'}"
+        raise BadInput(rule, f"{gpus} GPUs a node", "Set cluster.gpus_per_node=1.")
+
+
+def _check_slime_settings(config: RunConfig) -> None:
+    if config.rollout.max_staleness:
+        raise BadInput(
+            "an SGLang engine holds one version of the weights, so rollout.max_staleness is 0 with it",
+            config.rollout.max_staleness,
+            "Set rollout.max_staleness=0.",
+        )
+    if config.cluster.num_nodes > 1:
+        raise BadInput(
+            "Megatron's ranks write one checkpoint together, so they need one node until they share a file system",
+            f"{config.cluster.num_nodes} nodes",
+            "Set cluster.num_nodes=1.",
+        )
+    plan_gpus(config)
+
+
+def _ask_driver(*question: str) -> list[str]:
+    """Lines of nvidia-smi's answer; none if there is no driver."""
+    try:
+        done = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=DRIVER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()
 
 
 def resolve_model(path: str) -> str:

@@ -173,7 +173,7 @@ def main(
     settings: str = "",
 ) -> None:
     """One stage or all; `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`."""
-    from launch.checks import check_backends
+    from launch.checks import check_settings
     from launch.plan import make_plan, refuse
     from rlhaiku.config import load_config
     from rlhaiku.errors import BadInput
@@ -183,7 +183,7 @@ def main(
     try:
         config = load_config(preset, shlex.split(settings))
         if stage in ("all", "train"):
-            check_backends(config)
+            check_settings(config)
             refuse(make_plan(config, RESOURCES))
     except BadInput as error:
         raise SystemExit(f"error {error}") from None  # before anything is paid for

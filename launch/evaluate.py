@@ -6,9 +6,8 @@ from tempfile import TemporaryDirectory
 
 from actors.reward_worker import RewardSpec
 from launch.checks import check_placement
-from launch.local import load_prompts
+from launch.local import load_prompts, start_for
 from launch.ray_runtime import local_ray
-from launch.start import start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, with_overrides
 from rlhaiku.coordinator import Coordinator, Surroundings
@@ -47,7 +46,7 @@ def evaluate_pair(config: RunConfig, base: str, trained: str) -> Comparison:
             keep = _Keep()
             store = CheckpointStore(Path(unused), each.output.keep_last)
             around = Surroundings(PromptOrder(train_prompts, each.seed), eval_prompts, store, (keep,))
-            with start_actors(each, placement, RewardSpec(((HaikuReward(), 1.0),))) as cast:
+            with start_for(each, placement, RewardSpec(((HaikuReward(), 1.0),))) as cast:
                 coordinator = Coordinator(each, cast.roles, around)
                 cast.roles.weight_sync.publish(0)
                 coordinator.evaluate()

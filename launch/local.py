@@ -3,20 +3,22 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from actors.crew import CrewWatcher
 from actors.reward_pool import INLINE_BELOW
-from actors.reward_worker import RewardFn
+from actors.reward_worker import RewardFn, RewardSpec
 from launch.attempts import Attempts, open_ledger
 from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
+from launch.placement import GpuPlacement, Placement
 from launch.ray_runtime import local_ray
 from launch.rewards import may_score_inline, reward_spec
-from launch.start import start_actors
+from launch.start import Cast, start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, write_config
 from rlhaiku.coordinator import Surroundings
@@ -62,7 +64,7 @@ def run(
     chaos: int | None = None,
     hooks: Hooks | None = None,
 ) -> RunResult:
-    """Trains with one Ray on this machine: torch or vLLM engines, and a torch trainer.
+    """Trains with one Ray on this machine: torch or vLLM engines and a torch trainer, or SGLang and Megatron.
 
     `reward(prompt, text)` replaces `reward.functions` (or is added to them, beside a `rubric`), `rubric` (a Rubric, its
     class, or a `build_prompt` function) replaces `judge.rubric`; both are sent to the reward workers by value. `chaos`:
@@ -90,11 +92,22 @@ def run(
             should_stop=lambda: is_asked() or hooks.should_stop(),
         )
         attempts = Attempts(config, directory, around, ledger, console)
-        state = attempts.until_done(lambda: start_actors(config, placement, spec, console), resume, chaos)
+        state = attempts.until_done(lambda: start_for(config, placement, spec, console), resume, chaos)
     finished = state.step == config.num_steps
     comparison = RunFiles(directory, config.output.poems_interval, state.step).compare(state.step) if finished else None
     console.end(comparison)
     return RunResult(directory, state, finished, comparison, tuple(console.recoveries))
+
+
+def start_for(
+    config: RunConfig, placement: Placement | GpuPlacement, reward: RewardSpec, watcher: CrewWatcher | None = None
+) -> AbstractContextManager[Cast]:
+    """The actors that the settings name, see `start_actors` and `start_slime_actors`."""
+    if isinstance(placement, Placement):
+        return start_actors(config, placement, reward, watcher)
+    from launch.start_slime import start_slime_actors
+
+    return start_slime_actors(config, placement, reward, watcher)
 
 
 def load_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:

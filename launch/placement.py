@@ -63,3 +63,55 @@ def plan_placement(config: RunConfig, num_cores: int) -> Placement:
         reward_cpus=(1,) * config.reward.num_workers,
         num_gpus=config.cluster.gpus_per_node,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlacement:
+    """Cards of a Megatron and SGLang run by their place in the node's order, and its reward workers."""
+
+    engine_gpus: tuple[int, ...]
+    """By engine: its first card."""
+    rank_gpus: tuple[int, ...]
+    """By trainer rank: its card. Where cards are shared, rank r stands on card r, as slime's updater takes for granted.
+    """
+    reward_cpus: tuple[int, ...]
+    num_gpus: int
+    gpus_per_engine: int = 1
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """One for each card, then one for each reward worker."""
+        cards = [{"GPU": 1.0, "CPU": 1.0} for _ in range(self.num_gpus)]
+        return [*cards, *({"CPU": float(cpus)} for cpus in self.reward_cpus)]
+
+    @property
+    def total_cpus(self) -> int:
+        """Ray CPU slots: processes, not cores; a card's two actors share one."""
+        return self.num_gpus + sum(self.reward_cpus)
+
+
+def is_slime(config: RunConfig) -> bool:
+    """Whether a run takes slime's trainers and engines."""
+    return config.trainer.backend == "megatron"
+
+
+def plan_gpus(config: RunConfig, gpus_per_engine: int = 1) -> GpuPlacement:
+    """Places a Megatron and SGLang run on one node: together on the cards, or engines first and trainer on the rest.
+
+    Raises BadInput if they do not fit.
+    """
+    count, num_gpus = config.rollout.num_engines, config.cluster.gpus_per_node
+    taken = count * gpus_per_engine
+    first_rank = 0 if config.cluster.colocate else taken
+    if taken > num_gpus or first_rank >= num_gpus:
+        together = "share" if config.cluster.colocate else "each need some of"
+        rule = f"engines and trainer {together} the {num_gpus} GPUs of cluster.gpus_per_node"
+        remedy = "Lower rollout.num_engines, or set cluster.colocate=true."
+        raise BadInput(rule, f"{count} engines x {gpus_per_engine} GPUs", remedy)
+    return GpuPlacement(
+        engine_gpus=tuple(range(0, taken, gpus_per_engine)),
+        rank_gpus=tuple(range(first_rank, num_gpus)),
+        reward_cpus=(1,) * config.reward.num_workers,
+        num_gpus=num_gpus,
+        gpus_per_engine=gpus_per_engine,
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.checks import check_backends, resolve_model
+from launch.checks import check_settings, resolve_model
 from launch.estimates import (
     GPUS,
     SAVE_S,
@@ -222,7 +222,7 @@ def _misfits(config: RunConfig, gpus: tuple[GpuPlan, ...], gpu: Gpu) -> list[str
 def _notes(config: RunConfig, resources: Resources) -> list[str]:
     notes = [f"each attempt saves and ends after {STOP_SHARE * resources.timeout_s / 3600:.1f} h; a retry goes on"]
     try:
-        check_backends(config)
+        check_settings(config)
     except BadInput as error:
         notes.append(f"this build does not run it yet: {error}")
     if resources.gpu and not config.cluster.gpus_per_node:

@@ -1,18 +1,17 @@
 """A server that speaks SGLang's protocol on 127.0.0.1, without a model: what it draws depends on the request alone.
 
-Its weights are strings by name, its version is what the last update said. `python -m tests.sglang_stand_in PORT` serves.
+Its weights are strings by name, its version is what the last update said.
 """
 
 import asyncio
 import hashlib
 import random
-import sys
 import threading
 
 from aiohttp import web
 
 END = 2
-WORDS = "old pond frog leaps in the sound of water autumn moon river snow falls on pine".split()
+WORDS = ["old", "pond", "frog", "leaps", "in", "the", "sound", "of", "water", "autumn", "moon", "river", "snow", "pine"]
 
 
 class SglangStandIn:
@@ -146,6 +145,3 @@ def serve(port, host="127.0.0.1"):
     """Serves until it is killed."""
     web.run_app(SglangStandIn().app(), host=host, port=port, print=None, handle_signals=False)
 
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))
