@@ -139,9 +139,3 @@ class Served:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-
-
-def serve(port, host="127.0.0.1"):
-    """Serves until it is killed."""
-    web.run_app(SglangStandIn().app(), host=host, port=port, print=None, handle_signals=False)
-

@@ -1,0 +1,198 @@
+"""Whole runs of the Megatron and SGLang path on real Ray: real collectives, real HTTP, fakes of the GPU classes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.placement import plan_gpus
+from rlhaiku.config import load_config, read_config, with_overrides, write_config
+from rlhaiku.errors import BadInput
+from rlhaiku.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import sys
+from pathlib import Path
+from launch.local import run
+from rlhaiku.config import read_config
+result = run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2], resume=len(sys.argv) > 3)
+print("RECOVERED", [who for who, _ in result.recoveries])
+"""
+SLIME = [
+    "rollout.engine=sglang", "trainer.backend=megatron", "rollout.num_engines=2", "cluster.gpus_per_node=2",
+    "cluster.colocate=true", "num_steps=2", "output.save_interval=1", "cluster.wait_timeout_s=40",
+]
+LIMIT_S = 240
+
+
+class Run:
+    """A run in processes of its own, with the fakes on its path and as many GPUs as it asks for."""
+
+    def __init__(self, directory, config, overrides=()):
+        self.directory, self.facts = directory / "run", directory / "facts"
+        self.facts.mkdir()
+        config = with_overrides(config, [*SLIME, *overrides])
+        write_config(config, directory / "config.toml")
+        driver = directory / "bin" / "nvidia-smi"
+        driver.parent.mkdir()
+        lines = "".join(f"echo 'GPU {i}: Pretend'\n" for i in range(config.cluster.gpus_per_node))
+        driver.write_text(f"#!/bin/sh\n{lines}")
+        driver.chmod(0o755)
+        self.environment = os.environ | {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'slime_offline'}",
+            "PATH": f"{driver.parent}:{os.environ['PATH']}",
+            "SLIME_OFFLINE": str(self.facts),
+        }
+
+    def start(self, *more):
+        config = self.directory.parent / "config.toml"
+        command = [sys.executable, "-c", DRIVER, str(config), str(self.directory), *more]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        return self
+
+    def finish(self):
+        self.said, _ = self.process.communicate(timeout=LIMIT_S)
+        assert self.process.returncode == 0, self.said
+        return self
+
+    def started(self, kind):
+        file = self.facts / "started.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [row for row in rows if row["kind"] == kind]
+
+    def until(self, happened):
+        deadline_s = time.monotonic() + LIMIT_S
+        while not happened():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+    def metrics(self):
+        file = self.directory / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def make_run(tmp_path, config):
+    made = []
+
+    def make(*overrides):
+        made.append(Run(tmp_path, config, overrides))
+        return made[-1]
+
+    yield make
+    for run in made:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate()
+
+
+def assert_each_group_trained_once(run, steps=2):
+    with Ledger(run.directory / "ledger.sqlite") as ledger:
+        assert [claim for step in ledger.lineage() for claim in step.trained + step.dropped] == list(range(steps * 6))
+
+
+def test_a_shared_run_puts_every_actor_on_its_card_and_finishes(make_run):
+    run = make_run().start().finish()
+    engines, ranks = run.started("engine"), run.started("rank")
+    assert [(each["index"], each["base_gpu_id"], each["gpus"]) for each in engines] == [(0, 0, [0]), (1, 1, [1])] or \
+           [(each["index"], each["base_gpu_id"], each["gpus"]) for each in engines] == [(1, 1, [1]), (0, 0, [0])]
+    assert sorted((each["index"], *each["gpus"]) for each in ranks) == [(0, 0), (1, 1)]
+    assert all(each["resources"]["GPU"] == 0.2 for each in engines)
+    assert all(each["resources"]["GPU"] == 0.4 and not each["with_ref"] for each in ranks)
+    for each in engines + ranks:
+        assert each["env"]["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] == "1"
+        assert each["env"]["RAY_USE_UVLOOP"] == "0"
+    assert all(each["env"]["NCCL_CUMEM_ENABLE"] == "0" for each in ranks)
+    assert all(each["env"]["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] == "false" for each in engines)
+    rows = run.metrics()
+    assert [row["train/grad_norm"] for row in rows] == [2.0, 2.0]
+    assert [row["weights/version"] for row in rows] == [1, 2] if "weights/version" in rows[0] else len(rows) == 2
+    assert "RECOVERED []" in run.said
+    assert_each_group_trained_once(run)
+    for each in engines:  # nobody outlives the run
+        deadline_s = time.monotonic() + 10
+        while Path(f"/proc/{each['server_pid']}").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{each['server_pid']}").exists()
+
+
+def test_a_split_run_and_its_resume(make_run, config):
+    run = make_run("cluster.colocate=false", "cluster.gpus_per_node=3", "rollout.num_engines=1", "num_steps=1")
+    run.start().finish()
+    assert [each["gpus"] for each in run.started("engine")] == [[0]]
+    assert sorted((each["index"], *each["gpus"]) for each in run.started("rank")) == [(0, 1), (1, 2)]
+    path = run.directory.parent / "config.toml"
+    write_config(with_overrides(read_config(path), ["num_steps=2"]), path)
+    run.start("resume").finish()
+    assert len(run.metrics()) == 2
+    newest = run.directory / "checkpoints" / "step-000002" / "megatron"
+    assert (newest / "latest_checkpointed_iteration.txt").read_text() == "2"
+    import torch
+
+    weights = torch.load(newest / "iter_0000002" / "state.pt", weights_only=True)
+    assert all((tensor == 3).all() for tensor in weights.values())  # made as 1, plus 1 a step
+    assert_each_group_trained_once(run)
+
+
+def test_an_engine_killed_while_it_draws_is_replaced_and_gets_the_current_weights(make_run):
+    run = make_run("num_steps=3").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    (run.facts / "hold").touch()
+    time.sleep(0.5)
+    os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)
+    time.sleep(0.5)
+    (run.facts / "hold").unlink()
+    run.finish()
+    assert len(run.started("engine")) == 3 and len(run.started("rank")) == 2  # the trainer stayed
+    assert "RECOVERED ['rollout engine" in run.said
+    assert len(run.metrics()) == 3
+    assert_each_group_trained_once(run, steps=3)
+
+
+def test_an_engine_whose_server_dies_is_replaced(make_run):
+    run = make_run("num_steps=3").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    os.kill(run.started("engine")[0]["server_pid"], signal.SIGKILL)
+    run.finish()
+    assert len(run.started("engine")) == 3
+    assert len(run.metrics()) == 3
+
+
+def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_checkpoint(make_run):
+    run = make_run("num_steps=3").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    (run.facts / "kill-engine-in-update").touch()
+    started = time.monotonic()
+    run.finish()
+    assert len(run.started("rank")) == 4  # all actors were started again
+    assert "starting again from the newest checkpoint" in run.said
+    assert "RECOVERED ['the trainer'" in run.said
+    assert len(run.metrics()) == 3 and time.monotonic() - started < LIMIT_S
+    assert_each_group_trained_once(run, steps=3)
+
+
+def test_cards_of_the_reference_run():
+    placement = plan_gpus(load_config("reference"))
+    assert placement.engine_gpus == placement.rank_gpus == tuple(range(8))
+    assert len(placement.bundles) == 12 and placement.total_cpus == 12
+
+
+def test_cards_of_a_split_run():
+    overrides = ["cluster.colocate=false", "rollout.num_engines=4"]
+    placement = plan_gpus(load_config("reference", overrides))
+    assert (placement.engine_gpus, placement.rank_gpus) == ((0, 1, 2, 3), (4, 5, 6, 7))
+
+
+@pytest.mark.parametrize("overrides", [["cluster.colocate=false"], ["rollout.num_engines=9"]])
+def test_engines_that_leave_no_card_are_refused(overrides):
+    with pytest.raises(BadInput, match="engines and trainer"):
+        plan_gpus(load_config("reference", overrides))

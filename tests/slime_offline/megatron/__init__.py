@@ -1,0 +1,1 @@
+"""Nothing of Megatron is called by these fakes; it only has to be there."""
