@@ -81,7 +81,7 @@ def start_slime_actors(
         group = placement_group(placement.bundles, strategy="PACK")
         stack.callback(remove_placement_group, group)
         wait_for(group.ready(), timeout_s, "Ray", f"for {placement.num_gpus} GPUs and {placement.total_cpus} CPU slots")
-        spawn = _Spawn(config, placement, reward, args, group)
+        spawn = SlimeSpawn(config, placement, reward, args, group)
         ranks: list[Actor] = []
         registry = Actor("the registry", spawn.registry())
         stack.callback(_end, [registry])
@@ -156,7 +156,7 @@ def _local_model(path: str) -> str:
     return downloaded
 
 
-class _Spawn:
+class SlimeSpawn:
     """Applies `ray.remote` to the classes, each in its bundle of the placement group, as often as needed."""
 
     def __init__(

@@ -103,8 +103,7 @@ def assert_each_group_trained_once(run, steps=2):
 def test_a_shared_run_puts_every_actor_on_its_card_and_finishes(make_run):
     run = make_run().start().finish()
     engines, ranks = run.started("engine"), run.started("rank")
-    assert [(each["index"], each["base_gpu_id"], each["gpus"]) for each in engines] == [(0, 0, [0]), (1, 1, [1])] or \
-           [(each["index"], each["base_gpu_id"], each["gpus"]) for each in engines] == [(1, 1, [1]), (0, 0, [0])]
+    assert sorted((each["index"], each["base_gpu_id"], *each["gpus"]) for each in engines) == [(0, 0, 0), (1, 1, 1)]
     assert sorted((each["index"], *each["gpus"]) for each in ranks) == [(0, 0), (1, 1)]
     assert all(each["resources"]["GPU"] == 0.2 for each in engines)
     assert all(each["resources"]["GPU"] == 0.4 and not each["with_ref"] for each in ranks)
@@ -115,7 +114,6 @@ def test_a_shared_run_puts_every_actor_on_its_card_and_finishes(make_run):
     assert all(each["env"]["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] == "false" for each in engines)
     rows = run.metrics()
     assert [row["train/grad_norm"] for row in rows] == [2.0, 2.0]
-    assert [row["weights/version"] for row in rows] == [1, 2] if "weights/version" in rows[0] else len(rows) == 2
     assert "RECOVERED []" in run.said
     assert_each_group_trained_once(run)
     for each in engines:  # nobody outlives the run
@@ -143,28 +141,21 @@ def test_a_split_run_and_its_resume(make_run, config):
     assert_each_group_trained_once(run)
 
 
-def test_an_engine_killed_while_it_draws_is_replaced_and_gets_the_current_weights(make_run):
+def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(make_run):
     run = make_run("num_steps=3").start()
     run.until(lambda: len(run.metrics()) == 1)
     (run.facts / "hold").touch()
     time.sleep(0.5)
-    os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)
+    os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)  # while it draws, as far as it can be arranged
     time.sleep(0.5)
     (run.facts / "hold").unlink()
+    run.until(lambda: len(run.metrics()) == 2)
+    os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
     run.finish()
-    assert len(run.started("engine")) == 3 and len(run.started("rank")) == 2  # the trainer stayed
+    assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2  # the trainer stayed
     assert "RECOVERED ['rollout engine" in run.said
     assert len(run.metrics()) == 3
     assert_each_group_trained_once(run, steps=3)
-
-
-def test_an_engine_whose_server_dies_is_replaced(make_run):
-    run = make_run("num_steps=3").start()
-    run.until(lambda: len(run.metrics()) == 1)
-    os.kill(run.started("engine")[0]["server_pid"], signal.SIGKILL)
-    run.finish()
-    assert len(run.started("engine")) == 3
-    assert len(run.metrics()) == 3
 
 
 def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_checkpoint(make_run):
