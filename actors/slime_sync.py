@@ -63,7 +63,7 @@ class SlimeSync:
     def renew(self) -> None:
         """Gives the current weights to engines that were started since they were published."""
         asked = [(engine.handle.weight_version.remote(), engine) for engine in self._engines.actors]
-        held = wait_for_all(asked, self._timeout_s, "for its weight version")
+        held = wait_for_all(asked, self._timeout_s, "for its weight version", watched=self._engines.actors)
         if any(version != self._published for version in held):
             self.publish(self._published)
 

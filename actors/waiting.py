@@ -70,7 +70,7 @@ def wait_for_all(
         left_s = deadline_s - time.monotonic()
         ready, _ = ray.wait(list(late), num_returns=1, timeout=max(0.0, min(PROBE_S, left_s)))
         for ref in ready:
-            wait_for(ref, timeout_s, late.pop(ref), doing)
+            _settle_one(ref, late.pop(ref), doing, watched)
         if ready:
             continue
         for actor in watched:
@@ -83,6 +83,19 @@ def wait_for_all(
             wait_for(first, 0.0, actor, f"{doing} (late too: {others})" if others else doing)
             late.pop(first)
     return [wait_for(ref, timeout_s, actor, doing) for ref, actor in calls]
+
+
+def _settle_one(ref: Any, actor: Actor, doing: str, watched: Sequence[Actor]) -> None:  # noqa: ANN401
+    """Raises what a finished call raised, or the death that it came from: who is asked notices before we do."""
+    try:
+        wait_for(ref, PROBE_S, actor, doing)
+    except ActorDied:
+        raise
+    except ActorFailed:
+        time.sleep(PROBE_S)
+        for each in watched:
+            _require_alive(each, doing)
+        raise
 
 
 def _require_alive(actor: Actor, doing: str) -> None:

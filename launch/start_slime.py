@@ -167,10 +167,12 @@ class SlimeSpawn:
         self._cards = _cards_in_order(group, placement.num_gpus)
 
     def registry(self) -> Any:  # noqa: ANN401  (a Ray handle)
+        """Whom the trainer's ranks ask for engines; a process without a card."""
         cls = ray.remote(num_cpus=0)(Registry)
         return cls.remote(len(self._placement.rank_gpus), self._placement.gpus_per_engine)
 
     def engine(self, place: int) -> Any:  # noqa: ANN401
+        """The engine at a place, on its first card."""
         bundle, gpu_id = self._cards[self._placement.engine_gpus[place]]
         is_seeded = getattr(self._args, "sglang_enable_deterministic_inference", False)
         spec = SglangSpec(
@@ -182,12 +184,14 @@ class SlimeSpawn:
         return self._place(engine_class(), bundle, ENGINE_SHARE, **options).remote(spec)
 
     def rank(self, index: int, address: Address) -> Any:  # noqa: ANN401
+        """A rank of the trainer, on its card."""
         bundle, _ = self._cards[self._placement.rank_gpus[index]]
         options = {"num_gpus": RANK_SHARE, "runtime_env": {"env_vars": trainer_environment()}}
         cls = self._place(trainer_class(), bundle, RANK_SHARE, **options)
         return cls.remote(len(self._placement.rank_gpus), index, *address)
 
     def worker(self, index: int) -> Any:  # noqa: ANN401
+        """A reward worker, in a bundle behind those of the cards."""
         bundle = self._placement.num_gpus + index
         return self._place(RewardWorker, bundle, self._placement.reward_cpus[index]).remote(self._reward)
 

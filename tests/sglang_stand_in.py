@@ -25,7 +25,7 @@ class SglangStandIn:
         app = web.Application()
         app.router.add_post("/generate", self.generate)
         app.router.add_get("/health_generate", self.control)
-        for name in ("flush_cache", "get_weight_version"):
+        for name in ("flush_cache", "model_info"):
             app.router.add_get(f"/{name}", self.control)
         for name in ("pause_generation", "continue_generation", "weights_checker", "update_weights_from_tensor",
                      "init_weights_update_group", "destroy_weights_update_group", "update_weights_from_distributed"):
@@ -45,7 +45,7 @@ class SglangStandIn:
         elif name.startswith("update_weights"):
             self.weights |= body["weights"]
             self.version = body.get("weight_version", self.version)
-        elif name == "get_weight_version":
+        elif name == "model_info":
             return web.json_response({"weight_version": self.version})
         elif name == "weights_checker":
             ranks = [{"checksums": dict(self.weights), "per_gpu_checksum": "0", "parallelism_info": {}}]

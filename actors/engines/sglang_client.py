@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import json
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -16,7 +18,6 @@ SERVER_ERROR = 500
 NO_VERSION = -1
 """Of weights that nobody has sent: a server calls those it loaded itself `default`."""
 SEED_BITS = 48
-FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -29,9 +30,9 @@ class ServerGone(Exception):
 class SglangClient:
     """Draws groups; its connections live on an event loop in a thread of its own, so any thread may ask."""
 
-    def __init__(self, url: str, timeout_s: float, seed: int | None = None) -> None:
-        """`seed`: of the run, for a server in deterministic mode, which draws by request; others ignore it."""
-        self._url, self._timeout_s, self._seed = url, timeout_s, seed
+    def __init__(self, url: str, timeout_s: float, end_tokens: Sequence[int], seed: int | None = None) -> None:
+        """`end_tokens` end a completion; `seed`: of the run, for a server in deterministic mode."""
+        self._url, self._timeout_s, self._ends, self._seed = url, timeout_s, tuple(end_tokens), seed
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-client", daemon=True)
         self._thread.start()
@@ -44,6 +45,10 @@ class SglangClient:
         makes no sense, ServerGone if there is none.
         """
         return self._wait(self._all(requests))
+
+    def weight_version(self) -> int:
+        """What the server calls the weights it holds, as our number."""
+        return self._wait(self._ask_version())
 
     def close(self) -> None:
         """Ends connections and thread."""
@@ -64,9 +69,15 @@ class SglangClient:
     async def _all(self, requests: Sequence[GroupRequest]) -> list[Group]:
         return list(await asyncio.gather(*map(self._one, requests)))
 
+    async def _ask_version(self) -> int:
+        async with self._session.get(f"{self._url}/model_info") as response:
+            response.raise_for_status()
+            return read_version((await response.json())["weight_version"])
+
     async def _one(self, request: GroupRequest) -> Group:
+        body = request_body(request, self._ends, self._seed)
         try:
-            async with self._session.post(f"{self._url}/generate", json=request_body(request, self._seed)) as response:
+            async with self._session.post(f"{self._url}/generate", json=body) as response:
                 if response.status >= SERVER_ERROR:
                     raise ServerGone(f"{self._url} answered {response.status}: {await response.text()}")
                 if response.status != 200:
@@ -76,17 +87,31 @@ class SglangClient:
             raise ServerGone(f"{self._url} does not answer within {self._timeout_s:g} s: {error!r}") from error
         except (aiohttp.ContentTypeError, ValueError) as error:
             raise ActorFailed(f"SGLang must answer in JSON: {error}") from error
-        return read_group(request, answer)
+        return read_group(request, answer, self._ends)
 
 
-def request_body(request: GroupRequest, seed: int | None = None) -> Json:
+def end_tokens(model_path: str) -> list[int]:
+    """Tokens that end a completion, as a local Hugging Face directory says."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(model_path) / name
+        said = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        if said is not None:
+            return said if isinstance(said, list) else [said]
+    return []
+
+
+def request_body(request: GroupRequest, ends: Sequence[int], seed: int | None = None) -> Json:
     """What SGLang's `/generate` takes for a group.
 
     With a seed the completions are a batch with a seed each; without, SGLang draws them from one cached prompt. Greedy
     completions are all the same, so one is drawn.
     """
     sampling, prompt = request.sampling, list(request.prompt.token_ids)
-    settings = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_tokens}
+    settings = {
+        "temperature": sampling.temperature,
+        "max_new_tokens": sampling.max_tokens,
+        "stop_token_ids": list(ends),
+    }
     count = request.group_size if sampling.temperature > 0 else 1
     if seed is None or count == 1:
         return {"input_ids": prompt, "sampling_params": settings | {"n": count}, "return_logprob": True}
@@ -100,10 +125,10 @@ def completion_seed(seed: int, request: GroupRequest, index: int) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:8]) >> (64 - SEED_BITS)
 
 
-def read_group(request: GroupRequest, answer: Any) -> Group:  # noqa: ANN401  (JSON of another program)
+def read_group(request: GroupRequest, answer: Any, ends: Sequence[int]) -> Group:  # noqa: ANN401  (others' JSON)
     """SGLang's answer as a group; raises ActorFailed if it is not one, WeightMismatch if other weights drew it."""
     answers = answer if isinstance(answer, list) else [answer]
-    completions = tuple(_read_completion(request, each) for each in answers)
+    completions = tuple(_read_completion(request, each, ends) for each in answers)
     repeats = request.group_size if request.sampling.temperature == 0 else 1  # greedy ones are all the same
     if len(completions) * repeats != request.group_size:
         raise ActorFailed(f"SGLang must draw {request.group_size} completions; it drew {len(completions)}")
@@ -115,7 +140,7 @@ def read_version(said: object) -> int:
     return int(said) if isinstance(said, str) and said.isdecimal() else NO_VERSION
 
 
-def _read_completion(request: GroupRequest, answer: Any) -> Completion:  # noqa: ANN401
+def _read_completion(request: GroupRequest, answer: Any, ends: Sequence[int]) -> Completion:  # noqa: ANN401
     try:
         meta, text = answer["meta_info"], str(answer["text"])
         drawn = [(int(token_id), float(logprob)) for logprob, token_id, *_ in meta["output_token_logprobs"]]
@@ -126,7 +151,9 @@ def _read_completion(request: GroupRequest, answer: Any) -> Completion:  # noqa:
         raise WeightMismatch(
             f"an engine must draw with weight version {request.weight_version}; it holds {meta['weight_version']!r}"
         )
-    if reason not in FINISH or not drawn:
+    if reason not in ("stop", "length") or not drawn:
         raise ActorFailed(f"SGLang must finish a completion; it said {str(meta['finish_reason'])[:300]}")
     token_ids, logprobs = zip(*drawn, strict=True)
-    return Completion(token_ids, logprobs, text, FINISH[reason], version)
+    # SGLang looks at the length first, so an end token in the last place counts as `length` there.
+    finish_reason: FinishReason = "stop" if token_ids[-1] in ends else "length"
+    return Completion(token_ids, logprobs, text, finish_reason, version)

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from actors.engines.sglang_client import ServerGone, SglangClient, read_version
+from actors.engines.sglang_client import ServerGone, SglangClient, end_tokens
 from rlhaiku.errors import ActorFailed
 from rlhaiku.types import Group, GroupRequest
 
@@ -70,7 +70,8 @@ class Generation:
         _, group_port = slime._get_current_node_ip_and_free_port(nccl_port + 1, GROUP_PORTS)
         slime.init(dist_init_addr=f"{host}:{group_port}", port=port, nccl_port=nccl_port, host=host)
         threading.Thread(target=_end_with, args=(slime.process,), name="server-watch", daemon=True).start()
-        self._client = SglangClient(slime.get_url(), spec.timeout_s, spec.seed)
+        ends = end_tokens(spec.args.hf_checkpoint)
+        self._client = SglangClient(slime.get_url(), spec.timeout_s, ends, spec.seed)
 
     @ray.method(concurrency_group=GENERATE)  # type: ignore[untyped-decorator]
     def generate(self, requests: Sequence[GroupRequest]) -> list[Group]:
@@ -85,9 +86,11 @@ class Generation:
             raise
 
     def weight_version(self) -> int:
-        """The version of the last sync; NO_VERSION before the first."""
-        slime: Any = self
-        return read_version(slime.get_weight_version())
+        """The version of the last sync; NO_VERSION before the first.
+
+        Asked for where SGLang has it now: slime's own question gets a 404 since 0.5.17.
+        """
+        return self._client.weight_version()
 
     def held_weights(self) -> HeldWeights:
         """Version and checksums as the server counts them now; raises ActorFailed if it does not."""

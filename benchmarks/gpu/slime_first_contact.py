@@ -1,4 +1,4 @@
-"""Everything about Megatron trainers and SGLang engines that only a GPU can show, in one command on a machine that has one.
+"""Everything about Megatron trainers and SGLang engines that only a GPU can show, in one command on such a machine.
 
     python3 -m benchmarks.gpu.slime_first_contact [--output DIRECTORY] [PART ...]      parts: see PARTS, at the end
 
@@ -508,10 +508,12 @@ def run_part(name: str, output: Path) -> Found:
         except subprocess.TimeoutExpired:
             passed = False
             log.write(f"\nno end within {PARTS[name][1]} s\n")
+        for each in _family(process.pid):  # none if it ended by itself
+            with suppress(Exception):
+                each.kill()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-    _end_leftovers()
     lines = log_file.read_text(errors="replace").splitlines()
     found = next((line[len(FOUND):] for line in reversed(lines) if line.startswith(FOUND)), "{}")
     seconds = round(time.perf_counter() - started, 1)
@@ -523,18 +525,15 @@ def run_part(name: str, output: Path) -> Found:
     return {"passed": passed, "seconds": seconds, "found": json.loads(found)}
 
 
-def _end_leftovers() -> None:
-    """Ray's own processes and the engines' servers leave the session they were started in; the card must be free."""
+def _family(pid: int) -> list[Any]:
+    """A process and all below it: Ray's own processes and engines' servers leave the session they were started in."""
     import psutil
 
-    mine = os.getpid()
-    for process in psutil.process_iter(["cmdline", "name"]):
-        said = " ".join(process.info["cmdline"] or ()) + (process.info["name"] or "")
-        is_ours = any(word in said for word in ("/tmp/rlh-", "ray::", "sglang::"))
-        if is_ours and process.pid != mine:
-            with suppress(psutil.Error):
-                process.kill()
-    time.sleep(1)
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def _actor_logs(since_s: float) -> str:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engines.sglang_client import NO_VERSION, ServerGone, SglangClient, read_group, read_version, request_body
+from actors.engines.sglang_client import (
+    NO_VERSION,
+    ServerGone,
+    SglangClient,
+    end_tokens,
+    read_group,
+    read_version,
+    request_body,
+)
 from rlhaiku.errors import ActorFailed, WeightMismatch
 from tests.sglang_stand_in import END, Served, SglangStandIn
 from tests.tiny import make_request
@@ -20,7 +28,7 @@ def server():
 @pytest.fixture
 def ask(server):
     with Served(server) as url:
-        client = SglangClient(url, timeout_s=2.0)
+        client = SglangClient(url, 2.0, [END])
         yield client.generate
         client.close()
 
@@ -34,7 +42,9 @@ def test_a_group_is_one_request_and_comes_back_whole(server, ask):
     groups = ask(asked)
     assert [group.key for group in groups] == [each.key for each in asked]
     assert len(server.bodies) == 5 and server.peak == 5
-    assert server.bodies[0]["sampling_params"] == {"temperature": 1.0, "max_new_tokens": 6, "n": 4}
+    assert server.bodies[0]["sampling_params"] == {
+        "temperature": 1.0, "max_new_tokens": 6, "stop_token_ids": [END], "n": 4,
+    }
     assert sorted(tuple(body["input_ids"]) for body in server.bodies) == sorted(r.prompt.token_ids for r in asked)
     for completion in (c for group in groups for c in group.completions):
         assert len(completion.token_ids) == len(completion.logprobs) <= 6
@@ -44,16 +54,18 @@ def test_a_group_is_one_request_and_comes_back_whole(server, ask):
 
 
 def test_seeded_completions_are_a_batch_with_a_seed_each():
-    body = request_body(make_request(1, group_size=3), seed=7)
-    seeds = [params["sampling_seed"] for params in body["sampling_params"]]
-    assert len(body["input_ids"]) == 3 and len(set(seeds)) == 3 and all(0 <= seed < 2**48 for seed in seeds)
-    assert seeds == [p["sampling_seed"] for p in request_body(make_request(1, group_size=3), seed=7)["sampling_params"]]
-    assert seeds != [p["sampling_seed"] for p in request_body(make_request(1, group_size=3), seed=8)["sampling_params"]]
+    def seeds(seed):
+        body = request_body(make_request(1, group_size=3), [END], seed)
+        assert len(body["input_ids"]) == 3
+        return [params["sampling_seed"] for params in body["sampling_params"]]
+
+    assert len(set(seeds(7))) == 3 and all(0 <= each < 2**48 for each in seeds(7))
+    assert seeds(7) == seeds(7) != seeds(8)
 
 
 def test_seeded_completions_are_read_like_others(server):
     with Served(server) as url:
-        client = SglangClient(url, 2.0, seed=7)
+        client = SglangClient(url, 2.0, [END], seed=7)
         [group] = client.generate(requests(1, group_size=3))
         client.close()
     assert len(group.completions) == 3 and isinstance(server.bodies[0]["sampling_params"], list)
@@ -86,7 +98,7 @@ def test_a_server_that_hangs_is_given_up_by_the_deadline(server, ask):
 
 
 def test_a_server_that_is_not_there_is_gone():
-    client = SglangClient("http://127.0.0.1:9", 2.0)
+    client = SglangClient("http://127.0.0.1:9", 2.0, [END])
     with pytest.raises(ServerGone, match="does not answer"):
         client.generate(requests(1))
     client.close()
@@ -96,6 +108,23 @@ def test_other_weights_are_refused(server, ask):
     server.version = "4"
     with pytest.raises(WeightMismatch, match=r"version 3; it holds '4'"):
         ask(requests(1))
+
+
+def test_a_server_says_which_weights_it_holds(server):
+    with Served(server) as url:
+        client = SglangClient(url, 2.0, [END])
+        assert client.weight_version() == 3
+        server.version = "default"
+        assert client.weight_version() == NO_VERSION
+        client.close()
+
+
+def test_end_tokens_are_those_of_the_generation_settings(tmp_path):
+    assert end_tokens(str(tmp_path)) == []
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    assert end_tokens(str(tmp_path)) == [7]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    assert end_tokens(str(tmp_path)) == [2, 3]
 
 
 @pytest.mark.parametrize(("said", "version"), [("0", 0), ("12", 12), ("default", NO_VERSION), (None, NO_VERSION)])
@@ -117,11 +146,12 @@ def answer(drawn, reason, text, version="3"):
 
 @given(answers)
 def test_every_answer_is_read_as_it_was_said(said):
-    group = read_group(make_request(version=3, group_size=len(said)), [answer(*each) for each in said])
-    for completion, (drawn, reason, text) in zip(group.completions, said, strict=True):
+    group = read_group(make_request(version=3, group_size=len(said)), [answer(*each) for each in said], [END])
+    for completion, (drawn, _, text) in zip(group.completions, said, strict=True):
         assert completion.token_ids == tuple(token for _, token, _ in drawn)
         assert completion.logprobs == tuple(logprob for logprob, _, _ in drawn)
-        assert (completion.finish_reason, completion.text, completion.weight_version) == (reason, text, 3)
+        assert (completion.text, completion.weight_version) == (text, 3)
+        assert completion.finish_reason == ("stop" if drawn[-1][1] == END else "length")
 
 
 @given(json_like, st.sampled_from(["whole", "meta_info", "output_token_logprobs", "finish_reason"]))
@@ -134,4 +164,4 @@ def test_anything_else_is_an_error_of_ours(junk, where):
     else:
         good["meta_info"][where] = junk
     with pytest.raises(ActorFailed):
-        read_group(make_request(version=3, group_size=1), [good])
+        read_group(make_request(version=3, group_size=1), [good], [END])

@@ -3,7 +3,6 @@ import random
 
 import ray
 import torch.distributed as dist
-
 from slime.ray.ray_actor import RayActor
 
 

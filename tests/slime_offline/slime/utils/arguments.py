@@ -4,8 +4,8 @@ import argparse
 import ast
 import sys
 
-DEFAULTS = {"sglang_router_ip": None, "sglang_router_port": None, "use_kl_loss": False, "kl_coef": 0.0, "colocate": False,
-            "rollout_external": False}
+DEFAULTS = {"sglang_router_ip": None, "sglang_router_port": None, "use_kl_loss": False, "kl_coef": 0.0,
+            "colocate": False, "rollout_external": False}
 
 
 def parse_args(add_custom_arguments=None):

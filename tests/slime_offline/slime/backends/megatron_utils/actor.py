@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import ray
 import torch
 import torch.distributed as dist
-
 from slime.backends.megatron_utils.initialize import init
 from slime.backends.megatron_utils.update_weight.update_weight_from_distributed import UpdateWeightFromDistributed
 from slime.backends.megatron_utils.update_weight.update_weight_from_tensor import UpdateWeightFromTensor

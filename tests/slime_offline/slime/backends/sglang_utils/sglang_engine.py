@@ -5,7 +5,6 @@ import urllib.error
 import urllib.request
 
 from sglang.srt.server_args import ServerArgs
-
 from slime.ray.ray_actor import RayActor
 from slime.record import started
 
@@ -51,7 +50,7 @@ class SGLangEngine(RayActor):
         return f"http://{self.server_host}:{self.server_port}"
 
     def get_weight_version(self):
-        return self._request("GET", "get_weight_version")["weight_version"]
+        return self._request("GET", "get_weight_version")["weight_version"]  # a 404 by now, as at SGLang's own server
 
     def health_generate(self, timeout=5.0):
         self._request("GET", "health_generate")

@@ -5,7 +5,6 @@ import time
 
 import ray
 import torch.distributed as dist
-
 from slime.backends.megatron_utils.update_weight.update_weight_from_tensor import hashes
 
 
@@ -18,8 +17,8 @@ class UpdateWeightFromDistributed:
         self.rollout_engines, self.lock = rollout_engines, rollout_engine_lock
         if dist.get_rank() == 0:
             ray.get([
-                engine.init_weights_update_group.remote("127.0.0.1", 1, 1 + i, 1 + len(rollout_engines), "slime", "nccl")
-                for i, engine in enumerate(rollout_engines)
+                engine.init_weights_update_group.remote("127.0.0.1", 1, 1 + place, 1 + len(rollout_engines), "g", "nccl")
+                for place, engine in enumerate(rollout_engines)
             ])
 
     def update_weights(self):

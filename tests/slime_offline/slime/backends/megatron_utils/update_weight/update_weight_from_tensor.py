@@ -5,7 +5,6 @@ import zlib
 
 import ray
 import torch.distributed as dist
-
 from slime.backends.megatron_utils.megatron_to_hf import convert_to_hf
 from slime.backends.megatron_utils.update_weight.common import named_params_and_buffers
 
