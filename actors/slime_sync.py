@@ -52,6 +52,7 @@ class SlimeSync:
 
     def renew(self) -> None:
         """Gives the current weights to engines that were started since; called while no request is in flight."""
+        self._register_successors()
         asked = [(engine.handle.weight_version.remote(), engine) for engine in self._engines.actors]
         held = wait_for_all(asked, self._timeout_s, "for its weight version", watched=self._engines.actors)
         if any(version != self._published for version in held):
