@@ -48,6 +48,17 @@ class SlimeSync:
         update itself.
         """
         self.before_publish()
+        return self._send(weight_version)
+
+    def renew(self) -> None:
+        """Gives the current weights to engines that were started since; called while no request is in flight."""
+        self._register_successors()
+        asked = [(engine.handle.weight_version.remote(), engine) for engine in self._engines.actors]
+        held = wait_for_all(asked, self._timeout_s, "for its weight version", watched=self._engines.actors)
+        if any(version != self._published for version in held):
+            self._send(self._published)
+
+    def _send(self, weight_version: int) -> SyncReport:
         started = time.perf_counter()
         self._register_successors()
         doing = f"to send weight version {weight_version}"
@@ -59,13 +70,6 @@ class SlimeSync:
         self._published = weight_version
         seconds = time.perf_counter() - started
         return SyncReport(weight_version, _crc(self._sent.hashes), self._sent.num_bytes, seconds)
-
-    def renew(self) -> None:
-        """Gives the current weights to engines that were started since they were published."""
-        asked = [(engine.handle.weight_version.remote(), engine) for engine in self._engines.actors]
-        held = wait_for_all(asked, self._timeout_s, "for its weight version", watched=self._engines.actors)
-        if any(version != self._published for version in held):
-            self.publish(self._published)
 
     def _register_successors(self) -> None:
         for place in range(len(self._engines)):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from actors.engines.sglang_server import engine_tensors, tensor_hash
 from actors.slime_sync import SentTensors
@@ -77,10 +78,12 @@ class Training:
         args.load, args.ckpt_step = str(directory / MEGATRON_DIRECTORY), None
         args.finetune = args.no_load_optim = False
         args.no_load_rng = True  # nothing in a step is drawn at random
+        _begin_adam(slime.optimizer)
         load_checkpoint(
             slime.model, slime.optimizer, slime.opt_param_scheduler,
             checkpointing_context={}, skip_load_to_model_and_opt=False,
         )  # fmt: skip
+        _count_apart(slime.optimizer)
         slime.weights_backuper.backup("actor")
 
     def _engine_tensors(self) -> Iterator[tuple[str, Any]]:
@@ -106,6 +109,33 @@ def _accept_numpy_2() -> None:
     from slime.backends.megatron_utils import initialize
 
     initialize.np = SimpleNamespace(__version__="1.26.4", random=np.random)
+
+
+def _begin_adam(optimizer: Any) -> None:  # noqa: ANN401  (Megatron's)
+    """Gives torch's Adam the state of before its first step, where it has none yet.
+
+    Megatron describes an optimizer before it loads one, and torch's own, which it takes without Transformer Engine, it
+    cannot describe before a step (megatron/core/optimizer/distrib_optimizer.py, 0.19.2: `assert len(steps) == 1`).
+    """
+    for inner in _torch_adams(optimizer):
+        for weight in (each for group in inner.param_groups for each in group["params"]):
+            if not inner.state[weight]:
+                moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                inner.state[weight] = {"step": torch.tensor(0.0), **moments}
+
+
+def _count_apart(optimizer: Any) -> None:  # noqa: ANN401
+    """Gives each weight a step counter of its own again: Megatron loads one for all, which then counts every weight."""
+    for inner in _torch_adams(optimizer):
+        for group in inner.param_groups:
+            for weight in group["params"]:
+                inner.state[weight]["step"] = torch.tensor(float(group["step"]))
+
+
+def _torch_adams(optimizer: Any) -> Iterator[torch.optim.Optimizer]:  # noqa: ANN401
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(getattr(part, "optimizer", None), torch.optim.Adam | torch.optim.AdamW):
+            yield part.optimizer
 
 
 def _listen_to_log() -> list[Mapping[str, Any]]:

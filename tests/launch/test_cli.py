@@ -33,7 +33,7 @@ def test_help_is_readable(tmp_path):
     (["--set", "data.path=/no/such/data"], ["data.path", "/no/such/data", "rlhaiku prepare"]),
     (["--set", "trainer.threads=4096"], ["cores", "4096", "trainer.threads"]),
     (["--output-dir", "/proc/nope"], ["--output-dir must be writable", "/proc/nope"]),
-    (["--preset", "reference"], ["sglang with megatron", "--preset laptop"]),
+    (["--preset", "reference"], ["8 NVIDIA GPUs", "--preset one-gpu"]),
     (["--resume"], ["there must be a run", "--output-dir"]),
     (["--resume", "--output-dir", "empty"], ["config.toml", "empty"]),
     (["--no-such-option"], ["--no-such-option"]),

@@ -147,7 +147,7 @@ def test_the_command_shows_it_all_and_names_secrets_only(monkeypatch):
     monkeypatch.setenv("RLHAIKU_SECRETS", "huggingface-secret")
     done = CliRunner().invoke(app, ["plan"])
     assert done.exit_code == 0, done.output
-    for part in ("sglang engine 7 + megatron trainer rank 7", "rlhaiku-runs at /vol/runs", "nightly-dev-20260703b",
+    for part in ("sglang engine 7 + megatron trainer rank 7", "rlhaiku-runs at /vol/runs", "nightly-dev-20260722a",
                  "rollout.group_size", "huggingface-secret, LLM_JUDGE_API_KEY", "optimizer shard", "$3.95"):
         assert part in done.output
     assert "PLANTED" not in done.output

@@ -16,8 +16,9 @@ class UpdateWeightFromDistributed:
                                 engine_gpu_offsets=None, engine_parallel_configs=None):
         self.rollout_engines, self.lock = rollout_engines, rollout_engine_lock
         if dist.get_rank() == 0:
+            size = len(rollout_engines) + 1
             ray.get([
-                engine.init_weights_update_group.remote("127.0.0.1", 1, 1 + place, 1 + len(rollout_engines), "g", "nccl")
+                engine.init_weights_update_group.remote("127.0.0.1", 1, 1 + place, size, "slime", "nccl")
                 for place, engine in enumerate(rollout_engines)
             ])
 
