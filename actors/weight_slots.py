@@ -7,9 +7,13 @@ that engines on the same card open over CUDA IPC; the handle is exchanged once, 
 
 import os
 import pickle
+import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +97,16 @@ class DeviceWeightSlots(WeightSlots):
         here = [*handle[:DEVICE_INDEX], torch.cuda.current_device(), *handle[DEVICE_INDEX + 1 :]]
         flat: Tensor = rebuild_cuda_tensor(*here)  # type: ignore[no-untyped-call]
         return cls({name: torch.Size(shape) for name, shape in shapes.items()}, flat, num_slots)
+
+
+def shared_directory() -> TemporaryDirectory[str]:
+    """A new directory in shared memory; those of processes that were killed are cleared away first."""
+    root = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    for left in root.glob("rlhaiku-*"):
+        owner = re.match(r"rlhaiku-(\d+)-", left.name)
+        if owner and not Path("/proc", owner[1]).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return TemporaryDirectory(prefix=f"rlhaiku-{os.getpid()}-", dir=root)
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -1,12 +1,13 @@
-"""Trainer weights to every engine of the node, verified: the only file that knows both sides."""
+"""Trainer weights to every engine, verified: the only file that knows both sides."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.waiting import wait_for
+from actors.waiting import wait_for, wait_for_all
 from rlhaiku.errors import ActorDied, WeightMismatch
 from rlhaiku.types import SyncReport
 
@@ -21,18 +22,24 @@ class SentWeights:
 
 
 class SharedMemorySync:
-    """The WeightSync of one node: the trainer writes a slot, engines read it; only version numbers are sent.
+    """The WeightSync of torch trainers: the trainer writes a slot, engines read it; only version numbers are sent.
 
-    Where the slots are, in the node's memory or on its GPU, trainer and engines know.
+    Where the slots are, in the node's memory or on its GPU, trainer and engines know. Where engines are on other nodes
+    too, relays copy the slot there first.
     """
 
-    def __init__(self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float) -> None:
-        """`published`: kept up to date, so that an engine started later knows what it can read."""
+    def __init__(
+        self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = ()
+    ) -> None:
+        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected."""
         self._trainer, self._engines, self._timeout_s = trainer, engines, timeout_s
-        self._published = published
+        self._published, self._relays = published, relays
 
     def publish(self, weight_version: int) -> SyncReport:
-        """Returns when every engine holds `weight_version` with the trainer's checksum; raises WeightMismatch."""
+        """Returns when every engine holds `weight_version` with the trainer's checksum; raises WeightMismatch.
+
+        Raises ActorDied if the trainer or a relay is gone; an engine that is gone is replaced.
+        """
         started = time.perf_counter()
         sent: SentWeights = wait_for(
             self._trainer.handle.send_weights.remote(weight_version),
@@ -40,6 +47,8 @@ class SharedMemorySync:
             self._trainer,
             f"to publish its weights as version {weight_version}",
         )
+        copies = [(relay.handle.pass_on.remote(weight_version), relay) for relay in self._relays]
+        wait_for_all(copies, self._timeout_s, f"to pass on weight version {weight_version}")
         self._published.append(weight_version)
         calls = [(engine, _receive(engine, weight_version)) for engine in self._engines.actors]
         for place, (engine, call) in enumerate(calls):

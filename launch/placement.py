@@ -16,21 +16,40 @@ HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """CPUs of the run's actors, and the bundles of its placement group."""
+    """CPUs of the run's actors, and the bundles of its placement group: one for each node."""
 
     engine_cpus: tuple[int, ...]
     trainer_cpus: int
     reward_cpus: tuple[int, ...]
     num_gpus: int = 0
     """Cards that engines and trainer share; 0 for a CPU run."""
+    num_nodes: int = 1
+
+    def engine_node(self, place: int) -> int:
+        """The bundle of an engine: they take turns over the nodes, but on a GPU all stay with the trainer."""
+        return 0 if self.num_gpus else place % self.num_nodes
+
+    def worker_node(self, place: int) -> int:
+        """The bundle of a reward worker."""
+        return place % self.num_nodes
+
+    @property
+    def num_relays(self) -> int:
+        """Nodes that engines are on, if they are on more than the trainer's: each then needs a relay for weights."""
+        nodes = {self.engine_node(place) for place in range(len(self.engine_cpus))}
+        return len(nodes) if len(nodes) > 1 else 0
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """One for engines and trainer, who share memory with the driver's node, then one for each reward worker."""
-        together = {"CPU": float(sum(self.engine_cpus) + self.trainer_cpus), HEAD: 0.001}
-        if self.num_gpus:
-            together["GPU"] = float(self.num_gpus)
-        return [together, *({"CPU": float(cpus)} for cpus in self.reward_cpus)]
+        """By node, the trainer's and driver's first; nodes with nothing to do have none."""
+        cpus = [float(self.trainer_cpus), *(0.0 for _ in range(1, self.num_nodes))]
+        for place, count in enumerate(self.engine_cpus):
+            cpus[self.engine_node(place)] += count
+        for place, count in enumerate(self.reward_cpus):
+            cpus[self.worker_node(place)] += count
+        bundles = [{"CPU": count} for count in cpus if count]
+        bundles[0] |= {HEAD: 0.001} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {})
+        return bundles
 
     @property
     def gpu_share(self) -> float:
@@ -44,16 +63,18 @@ class Placement:
 
 
 def plan_placement(config: RunConfig, num_cores: int) -> Placement:
-    """Places a run on one machine; raises BadInput if its threads do not fit `num_cores`."""
-    rollout = config.rollout
-    engines, trainer = rollout.num_engines * rollout.threads_per_engine, config.trainer.threads
+    """Places a run on machines of `num_cores` each; raises BadInput if its threads do not fit them."""
+    rollout, num_gpus = config.rollout, config.cluster.gpus_per_node
+    num_nodes = config.cluster.num_nodes
+    together = rollout.num_engines if num_gpus else -(-rollout.num_engines // num_nodes)
+    engines, trainer = together * rollout.threads_per_engine, config.trainer.threads
     take_turns = rollout.max_staleness == 0
     at_once = max(engines, trainer) if take_turns else engines + trainer
     if at_once > num_cores:
         how = "engines and trainer take turns" if take_turns else "engines and trainer overlap (max_staleness > 0)"
         raise BadInput(
             f"the threads computing at the same moment must fit this machine's {num_cores} cores ({how})",
-            f"{rollout.num_engines} engines x {rollout.threads_per_engine} + trainer {trainer}",
+            f"{together} engines x {rollout.threads_per_engine} + trainer {trainer}",
             "Lower rollout.num_engines, rollout.threads_per_engine or trainer.threads.",
         )
     return Placement(
@@ -61,7 +82,8 @@ def plan_placement(config: RunConfig, num_cores: int) -> Placement:
         trainer_cpus=trainer,
         # A reward worker scores a whole tile in a millisecond: it needs a process, not a core.
         reward_cpus=(1,) * config.reward.num_workers,
-        num_gpus=config.cluster.gpus_per_node,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
     )
 
 

@@ -1,9 +1,5 @@
 """Starting every actor of a run on this machine, each in its place, and ending them."""
 
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +21,8 @@ from actors.rollout_pool import RolloutPool
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.trainers.trainer_group import TrainerGroup
 from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for
+from actors.weight_relay import WeightRelay, close, connect
+from actors.weight_slots import shared_directory
 from actors.weight_sync import SharedMemorySync
 from launch.checks import resolve_model
 from launch.placement import Placement
@@ -54,10 +52,8 @@ def start_actors(
     `watcher` is told of engines and reward workers that died and were replaced.
     """
     timeout_s, watcher = config.cluster.wait_timeout_s, watcher or Unwatched()
-    with _shared_directory() as shared:
-        group = placement_group(placement.bundles, strategy="SPREAD" if config.cluster.num_nodes > 1 else "PACK")
-        wait_for(group.ready(), timeout_s, "Ray", f"for {placement.total_cpus} CPU slots")
-        spawn = _Spawn(config, placement, reward, shared / "weights", group)
+    with shared_directory() as shared, _bundles(placement, timeout_s) as group:
+        spawn = _Spawn(config, placement, reward, Path(shared) / "weights", group)
         engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines, watcher)
         workers = Crew("reward worker", spawn.worker, config.reward.num_workers, watcher)
         trainer = Actor("the trainer", spawn.trainer())
@@ -65,24 +61,36 @@ def start_actors(
         inline = RewardWorker(reward) if may_score_inline(reward) else None
 
         def everybody() -> list[Actor]:
-            return [*engines.actors, trainer, *workers.actors]
+            return [*engines.actors, trainer, *workers.actors, *spawn.relays]
 
         try:
             for actor in everybody():
                 start_s = max(timeout_s, START_TIMEOUT_S)
                 wait_for(actor.handle.__ray_ready__.remote(), start_s, actor, "to start")
+            connect(spawn.relays, timeout_s)
             roles = Roles(
                 rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
                 rewards=RewardPool(workers, events, reward.judge is not None, inline),
                 trainer=TrainerGroup(trainer, events, timeout_s),
-                weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s),
+                weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s, spawn.relays),
                 events=events,
             )
             yield Cast(roles, everybody)
         finally:
+            close(spawn.relays)
             for actor in everybody():
                 ray.kill(actor.handle)
-            remove_placement_group(group)
+
+
+@contextmanager
+def _bundles(placement: Placement, timeout_s: float) -> Iterator[PlacementGroup]:
+    """A bundle on each node, as far as Ray has as many; whoever is left in them ends with the context."""
+    group = placement_group(placement.bundles, strategy="SPREAD" if placement.num_nodes > 1 else "PACK")
+    try:
+        wait_for(group.ready(), timeout_s, "Ray", f"for {placement.total_cpus} CPU slots")
+        yield group
+    finally:
+        remove_placement_group(group)
 
 
 class _Spawn:
@@ -97,14 +105,16 @@ class _Spawn:
         # As many slots as versions can be alive: those being generated with, and the one being written.
         self._num_slots = max(2, config.rollout.max_staleness + 1)
         self.published: list[int] = []
+        self.relays = [Actor(f"weight relay {node}", self._relay(node)) for node in range(placement.num_relays)]
 
     def engine(self, index: int) -> Any:  # noqa: ANN401  (a Ray handle)
         rollout = self._config.rollout
         if rollout.engine == "vllm":
             return self._vllm_engine()
+        node = self._placement.engine_node(index)
         spec = EngineSpec(
             self._model,
-            self._weights,
+            self._weights_of(node),
             self._num_slots,
             rollout.threads_per_engine,
             rollout.tile_groups,
@@ -113,7 +123,19 @@ class _Spawn:
             tuple(self.published[-self._num_slots :]),
         )
         kind = GpuTorchEngine if self._placement.num_gpus else TorchEngine
-        return self._place_engine(kind).remote(spec)
+        return self._place_engine(kind, node).remote(spec)
+
+    def _weights_of(self, node: int) -> Path:
+        """What engines of a node map; asked for each of them, so that none is started where the relay is gone."""
+        if node == 0:
+            return self._weights
+        relay, timeout_s = self.relays[node], self._config.cluster.wait_timeout_s
+        limit_s = timeout_s if relay.process() else max(timeout_s, START_TIMEOUT_S)
+        return Path(wait_for(relay.handle.file.remote(), limit_s, relay, "where its slots are"))
+
+    def _relay(self, node: int) -> Any:  # noqa: ANN401
+        cls = self._place(WeightRelay, node, 0)
+        return cls.remote(self._num_slots, self._config.cluster.wait_timeout_s, None if node else self._weights)
 
     def _vllm_engine(self) -> Any:  # noqa: ANN401
         rollout, evaluation = self._config.rollout, self._config.evaluation
@@ -126,11 +148,11 @@ class _Spawn:
             max_tokens=max(rollout.max_tokens, evaluation.max_tokens),
             published=tuple(self.published[-self._num_slots :]),
         )
-        return self._place_engine(VllmEngine).remote(spec)
+        return self._place_engine(VllmEngine, 0).remote(spec)
 
-    def _place_engine(self, cls: type) -> Any:  # noqa: ANN401
+    def _place_engine(self, cls: type, node: int) -> Any:  # noqa: ANN401
         cpus, share = self._config.rollout.threads_per_engine, self._placement.gpu_share
-        return self._place(cls, 0, cpus, num_gpus=share, concurrency_groups=CONTROL)
+        return self._place(cls, node, cpus, num_gpus=share, concurrency_groups=CONTROL)
 
     def trainer(self) -> Any:  # noqa: ANN401
         config = self._config
@@ -147,20 +169,9 @@ class _Spawn:
         return self._place(TorchTrainer, 0, cpus, num_gpus=share).remote(spec)
 
     def worker(self, index: int) -> Any:  # noqa: ANN401
-        return self._place(RewardWorker, 1 + index, self._placement.reward_cpus[index]).remote(self._reward)
+        node = self._placement.worker_node(index)
+        return self._place(RewardWorker, node, self._placement.reward_cpus[index]).remote(self._reward)
 
     def _place(self, cls: type, bundle: int, cpus: int, **options: Any) -> Any:  # noqa: ANN401
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
         return ray.remote(num_cpus=cpus, scheduling_strategy=where, **options)(cls)
-
-
-@contextmanager
-def _shared_directory() -> Iterator[Path]:
-    """A directory in shared memory; those of runs that were killed are cleared away first."""
-    root = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
-    for left in root.glob("rlhaiku-*"):
-        owner = re.match(r"rlhaiku-(\d+)-", left.name)
-        if owner and not Path("/proc", owner[1]).exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"rlhaiku-{os.getpid()}-", dir=root) as name:
-        yield Path(name)
