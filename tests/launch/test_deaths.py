@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 
+from actors.weight_sync import SharedMemorySync
 from launch import checks, local, start
 from launch.local import run
 from rlhaiku.config import with_overrides, write_config
@@ -77,6 +78,29 @@ def test_a_trainer_killed_between_gradient_and_step(calm_run, config, tmp_path, 
     assert [who for who, _ in result.recoveries] == ["the trainer"]
     assert_same_run(tmp_path / "run", calm_run)
     assert "starting again from the newest checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("with_engine", [False, True], ids=["alone", "with its engine"])
+def test_a_weight_relay_that_dies_ends_the_attempt(calm_run, config, tmp_path, monkeypatch, capsys, with_engine):
+    """What happens when a node is lost: its engine cannot be replaced where it was, nor get what comes next."""
+    monkeypatch.setattr(checks, "available_cores", lambda: 3)
+    lost = []
+
+    def lose_one(self, weight_version, publish=SharedMemorySync.publish):
+        report = publish(self, weight_version)
+        if weight_version == 3 and not lost:
+            lost.extend([self._relays[1], *([self._engines.actors[1]] if with_engine else [])])
+            for actor in lost:
+                ray.kill(actor.handle)
+        return report
+
+    monkeypatch.setattr(SharedMemorySync, "publish", lose_one)
+    overrides = ["rollout.num_engines=2", "cluster.num_nodes=2"]
+    result = run(with_overrides(config, overrides), output_dir=tmp_path / "run")
+    out = capsys.readouterr().out
+    assert result.finished and len(lost) == 1 + with_engine
+    assert "weight relay" in out and "starting again from the newest checkpoint" in out
+    assert_same_run(tmp_path / "run", calm_run)
 
 
 def test_a_trainer_that_always_dies_ends_the_run_with_a_report(cluster, config, tmp_path, monkeypatch):

@@ -74,7 +74,8 @@ def test_weights_moved(reference_run, config):
     [],
     ["rollout.num_engines=2", "reward.num_workers=2"],
     ["rollout.num_engines=3"],
-], ids=["again", "two engines, two workers", "three engines"])
+    ["rollout.num_engines=3", "cluster.num_nodes=2"],
+], ids=["again", "two engines, two workers", "three engines", "weights through relays"])
 def test_same_seed_same_bits(reference_run, config, tmp_path, overrides, monkeypatch):
     monkeypatch.setattr(checks, "available_cores", lambda: 3)
     run(with_overrides(config, overrides), reward=count_vowels, output_dir=tmp_path / "run")

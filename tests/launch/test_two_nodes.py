@@ -9,11 +9,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
+from launch.local import run as run_here
+from rlhaiku.config import load_config
 from tests.launch.test_cluster import TINY
 
 ROOT = Path(__file__).parent.parent.parent
-SETTINGS = f"{TINY} num_steps=40 cluster.num_nodes=2 reward.num_workers=2"
+STEPS = 40
+ONE_NODE = f"{TINY} num_steps={STEPS} rollout.num_engines=2 reward.num_workers=2"
+TWO_NODES = f"{ONE_NODE} cluster.num_nodes=2"
 NAMES = ("rlhaiku1", "rlhaiku2")
 
 
@@ -41,9 +46,22 @@ def hosts():
             ip("netns", "del", name)
 
 
+def actors_on(host):
+    """Names of the Ray actors' processes in a network namespace."""
+    found = subprocess.run(["ip", "netns", "pids", host.namespace], check=True, capture_output=True, text=True)
+    titles = [Path("/proc", pid, "cmdline") for pid in found.stdout.split()]
+    names = {title.read_bytes().partition(b"\0")[0].decode() for title in titles if title.exists()}
+    return {name.removeprefix("ray::").partition(".")[0] for name in names if name.startswith("ray::")}
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / f"step-{STEPS:06d}" / "trainer.pt", weights_only=True)["weights"]
+
+
 @pytest.mark.netns
 def test_a_run_over_two_nodes_survives_the_loss_of_one(hosts):
     pytest.importorskip("modal", reason="needs the extra: pip install 'rlhaiku[modal]'")
+    from tests.launch.two_nodes import node_of
     from tests.modal_offline.server import OfflineModal
 
     directory = Path(tempfile.mkdtemp(prefix="rlm-", dir="/tmp"))
@@ -51,7 +69,7 @@ def test_a_run_over_two_nodes_survives_the_loss_of_one(hosts):
     with OfflineModal(directory, hosts, environment) as offline:
         offline.plane.is_fate_shared = False  # so that it is the head's own watch that must notice
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.launch.two_nodes", SETTINGS], cwd=ROOT, env=offline.environment, text=True,
+            [sys.executable, "-m", "tests.launch.two_nodes", TWO_NODES], cwd=ROOT, env=offline.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             run = offline.plane.volume("rlhaiku-runs") / "two"
@@ -60,13 +78,19 @@ def test_a_run_over_two_nodes_survives_the_loss_of_one(hosts):
             )
             assert process.poll() is None, process.communicate()[0]
             call = offline.call_of("train", module="launch.cluster")
+            actors = [actors_on(host) for host in hosts]
             offline.do(lambda: call.containers[1].signal(signal.SIGKILL))
             output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        attempts = call.attempts
+        attempts, ended_with = call.attempts, weights(run)
+    run_here(load_config("laptop", ONE_NODE.split()), reward=node_of, output_dir=directory / "one")
+    expected = weights(directory / "one")
     shutil.rmtree(directory)
+    assert {"TorchEngine", "WeightRelay", "TorchTrainer"} <= actors[0]
+    assert {"TorchEngine", "WeightRelay"} <= actors[1] and "TorchTrainer" not in actors[1]
     assert "1 of 2 nodes are gone" in output and attempts == 2, output
-    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert any(row["reward/node"] > 1 for row in rows), "rewards were computed on the second node"
     assert any(row["reward/node"] < 2 for row in rows), "and on the first"
+    assert all(torch.equal(ended_with[name], expected[name]) for name in expected), "as if there had been one node"
