@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
@@ -22,7 +21,7 @@ from rlhaiku.errors import ActorDied
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 pytestmark = pytest.mark.usefixtures("cluster")
-NODES, SLOTS, TIMEOUT_S = 3, 2, 4.0
+SLOTS, TIMEOUT_S = 2, 4.0
 
 
 class Sender:
@@ -70,20 +69,20 @@ def start_relays():
 
 
 @pytest.fixture
-def world(start_relays, tmp_path):
-    """A trainer on the first of three nodes, and an engine on each."""
-    relays = start_relays(NODES, tmp_path / "weights")
-    trainer = Actor("the trainer", ray.remote(num_cpus=0)(Sender).remote(tmp_path / "weights"))
-    files = [answer(relay, "file") for relay in relays]
-    reader = ray.remote(num_cpus=0, concurrency_groups={"control": 1})(Reader)
-    engines = Crew("engine", lambda place: reader.remote(files[place]), NODES)
-    for actor in (trainer, *engines.actors):
+def trainer(tmp_path):
+    actor = Actor("the trainer", ray.remote(num_cpus=0)(Sender).remote(tmp_path / "weights"))
+    yield actor
+    ray.kill(actor.handle)
+
+
+@pytest.fixture
+def relays(start_relays, trainer, tmp_path):
+    """Of two nodes, connected."""
+    relays = start_relays(2, tmp_path / "weights")
+    for actor in (trainer, *relays):
         answer(actor, "__ray_ready__")
     connect(relays, TIMEOUT_S)
-    sync = SharedMemorySync(trainer, engines, [], TIMEOUT_S, relays)
-    yield SimpleNamespace(sync=sync, relays=relays, files=files, engines=engines)
-    for actor in (trainer, *engines.actors):
-        ray.kill(actor.handle)
+    return relays
 
 
 def slot(file, weight_version):
@@ -94,52 +93,51 @@ def slot(file, weight_version):
     return data[start : start + size]
 
 
-def test_every_node_has_the_trainers_bytes_and_a_new_version_spares_the_last(world):
-    assert len(set(world.files)) == NODES
-    reports, before = [], {}
+def test_every_node_has_the_trainers_bytes_and_its_engines_confirm_them(relays, trainer):
+    files = [answer(relay, "file") for relay in relays]
+    reader = ray.remote(num_cpus=0, concurrency_groups={"control": 1})(Reader)
+    engines = Crew("engine", lambda place: reader.remote(files[place]), 2)
+    sync = SharedMemorySync(trainer, engines, [], 60, relays)
+    here, there = files
+    assert here != there
+    reports, last = [], b""
     for weight_version in range(4):
-        reports.append(world.sync.publish(weight_version))
-        written = slot(world.files[0], weight_version)
-        assert [slot(file, weight_version) for file in world.files] == [written] * NODES
-        assert written not in before.values()
-        if weight_version:
-            last = weight_version - 1
-            assert [slot(file, last) for file in world.files] == [before[last]] * NODES
-        before[weight_version] = written
+        reports.append(sync.publish(weight_version))
+        written = slot(here, weight_version)
+        assert slot(there, weight_version) == written != last
+        assert not last or slot(there, weight_version - 1) == last, "a new version spares the one before it"
+        last = written
     assert len({report.checksum for report in reports}) == 4
     assert reports[0].num_bytes == 4 * (300 * 70 + 70)
-
-
-def test_an_engine_that_replaces_another_reads_what_its_nodes_relay_holds(world):
-    first, second = world.sync.publish(0), world.sync.publish(1)
-    dead = world.engines.actors[2]
-    dead.kill("a test")
-    world.engines.replace(dead, ActorDied("a test"))
-    successor = world.engines.actors[2]
-    assert [answer(successor, "receive_weights", version) for version in (0, 1)] == [first.checksum, second.checksum]
-    assert world.sync.publish(2).weight_version == 2
+    engines.actors[1].kill("a test")
+    assert sync.publish(4).weight_version == 4, "somebody else read it there"
+    assert answer(engines.actors[1], "receive_weights", 3) == reports[3].checksum, "and what was there before"
+    for actor in engines.actors:
+        ray.kill(actor.handle)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_relay_that_is_gone_ends_the_sync_by_its_deadline(world, how):
-    world.sync.publish(0)
-    os.kill(world.relays[2].process().pid, how)
+def test_a_relay_that_is_gone_ends_the_sync_by_its_deadline(relays, trainer, how):
+    sync = SharedMemorySync(trainer, Crew("engine", lambda place: None, 0), [], TIMEOUT_S, relays)
+    sync.publish(0)
+    os.kill(relays[1].process().pid, how)
     started = time.monotonic()
     with pytest.raises(ActorDied, match=r"weight relay[\s\S]* to pass on weight version 1"):
-        world.sync.publish(1)
+        sync.publish(1)
     assert time.monotonic() - started < 4 * TIMEOUT_S, "the deadline, and a look at the stack"
 
 
-def test_a_relay_says_that_another_is_gone(world):
-    os.kill(world.relays[1].process().pid, signal.SIGKILL)
+def test_a_relay_says_that_another_is_gone(relays):
+    os.kill(relays[0].process().pid, signal.SIGKILL)
     with pytest.raises(ActorDied, match=r"needs those of all nodes to pass on weight version 5: "):
-        answer(world.relays[2], "pass_on", 5)
+        answer(relays[1], "pass_on", 5)
 
 
 def test_a_relay_that_never_joins_is_not_waited_for_without_end(start_relays, tmp_path):
     (tmp_path / "weights").write_bytes(bytes(64))
     relays = start_relays(2, tmp_path / "weights")
-    answer(relays[1], "file")
+    for relay in relays:
+        answer(relay, "file")
     os.kill(relays[1].process().pid, signal.SIGSTOP)
     started = time.monotonic()
     with pytest.raises(ActorDied, match=r"weight relay[\s\S]* to join"):
@@ -147,19 +145,24 @@ def test_a_relay_that_never_joins_is_not_waited_for_without_end(start_relays, tm
     assert time.monotonic() - started < 4 * TIMEOUT_S
 
 
-def test_a_relays_memory_is_given_back(start_relays, tmp_path):
-    (tmp_path / "weights").write_bytes(bytes(64))
-    relays = start_relays(3, tmp_path / "weights")
-    _, closed, killed = (Path(answer(relay, "file")).parent for relay in relays)
-    assert closed.is_dir() and killed.is_dir()
-    pid = relays[2].process().pid
+def test_a_relays_memory_is_given_back(start_relays):
+    (killed,) = start_relays(1, None)
+    left, pid = answer(killed, "file").parent, killed.process().pid
+    assert left.is_dir()
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists():
+    assert_soon(lambda: not Path(f"/proc/{pid}").exists())
+    (closed,) = start_relays(1, None)
+    own = answer(closed, "file").parent
+    assert own.is_dir() and not left.exists(), "the next relay of the node clears away what a killed one left"
+    close([killed, closed])
+    assert not own.exists()
+
+
+def assert_soon(is_true):
+    deadline = time.monotonic() + 10
+    while not is_true() and time.monotonic() < deadline:
         time.sleep(0.05)
-    close(relays)
-    assert not closed.exists() and (tmp_path / "weights").exists()
-    answer(start_relays(2, tmp_path / "weights")[1], "file")
-    assert not killed.exists(), "the next relay of the node clears away what a killed one left"
+    assert is_true()
 
 
 def test_where_all_engines_are_with_the_trainer_there_is_nothing_to_connect():
