@@ -21,7 +21,7 @@ from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-de
 from actors.actor import Actor
 from actors.waiting import wait_for, wait_for_all
 from actors.weight_slots import shared_directory
-from rlhaiku.errors import ActorDied
+from rlhaiku.errors import ActorDied, ActorFailed
 
 CLOSE_S = 20.0
 
@@ -99,6 +99,6 @@ def connect(relays: Sequence[Actor], timeout_s: float) -> None:
 
 def close(relays: Sequence[Actor]) -> None:
     """Before they are ended. What one leaves that no longer answers, the next relay on its node clears away."""
-    for relay in relays:
-        with suppress(ActorDied):
-            wait_for(relay.handle.close.remote(), CLOSE_S, relay, "to give its memory back")
+    for call, relay in [(relay.handle.close.remote(), relay) for relay in relays]:
+        with suppress(ActorFailed):
+            wait_for(call, CLOSE_S, relay, "to give its memory back")

@@ -171,7 +171,7 @@ class ClusterConfig(Section):
     """Where the actors live."""
 
     num_nodes: int = Field(default=1, ge=1)
-    """Machines."""
+    """Machines; engines on CPUs and reward workers take turns over them."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs on each machine; 0 is a CPU run."""
     colocate: bool = False
