@@ -27,7 +27,8 @@ class SglangStandIn:
         app.router.add_get("/health_generate", self.control)
         for name in ("flush_cache", "model_info"):
             app.router.add_get(f"/{name}", self.control)
-        for name in ("pause_generation", "continue_generation", "weights_checker", "update_weights_from_tensor",
+        for name in ("update_weight_version", "pause_generation", "continue_generation", "weights_checker",
+                     "update_weights_from_tensor",
                      "init_weights_update_group", "destroy_weights_update_group", "update_weights_from_distributed"):
             app.router.add_post(f"/{name}", self.control)
         return app
@@ -42,6 +43,8 @@ class SglangStandIn:
             self.paused = True
         elif name == "continue_generation":
             self.paused = False
+        elif name == "update_weight_version":
+            self.version = body["new_version"]
         elif name.startswith("update_weights"):
             self.weights |= body["weights"]
             self.version = body.get("weight_version", self.version)
