@@ -14,6 +14,7 @@ from launch.placement import plan_gpus
 from rlhaiku.config import load_config, read_config, with_overrides, write_config
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger import Ledger
+from tests.modal_offline.containers import Host
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
@@ -28,7 +29,28 @@ SLIME = [
     "rollout.engine=sglang", "trainer.backend=megatron", "rollout.num_engines=2", "cluster.gpus_per_node=2",
     "cluster.colocate=true", "num_steps=2", "output.save_interval=1", "cluster.wait_timeout_s=40",
 ]
+MODAL = [
+    "model.path=bundled", "rollout.group_size=4", "rollout.max_tokens=16", "evaluation.interval=100",
+    "evaluation.num_prompts=2", "evaluation.samples_per_prompt=1", "evaluation.max_tokens=16", "reward.num_workers=1",
+]
 LIMIT_S = 240
+FAKES = ROOT / "tests" / "slime_offline"
+
+
+def pretend_gpus(directory, count):
+    """A folder for PATH whose nvidia-smi lists so many cards."""
+    directory.mkdir()
+    lines = "".join(f"echo 'GPU {i}: Pretend'\n" for i in range(count))
+    (directory / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}")
+    (directory / "nvidia-smi").chmod(0o755)
+    return directory
+
+
+def facts_of(facts, kind):
+    """What actors of a kind were started with, as the fakes wrote it down."""
+    file = facts / "started.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for row in rows if row["kind"] == kind]
 
 
 class Run:
@@ -39,14 +61,10 @@ class Run:
         self.facts.mkdir()
         config = with_overrides(config, [*SLIME, *overrides])
         write_config(config, directory / "config.toml")
-        driver = directory / "bin" / "nvidia-smi"
-        driver.parent.mkdir()
-        lines = "".join(f"echo 'GPU {i}: Pretend'\n" for i in range(config.cluster.gpus_per_node))
-        driver.write_text(f"#!/bin/sh\n{lines}")
-        driver.chmod(0o755)
+        driver = pretend_gpus(directory / "bin", config.cluster.gpus_per_node)
         self.environment = os.environ | {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'slime_offline'}",
-            "PATH": f"{driver.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{FAKES}",
+            "PATH": f"{driver}:{os.environ['PATH']}",
             "SLIME_OFFLINE": str(self.facts),
         }
 
@@ -64,9 +82,7 @@ class Run:
         return self
 
     def started(self, kind):
-        file = self.facts / "started.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [row for row in rows if row["kind"] == kind]
+        return facts_of(self.facts, kind)
 
     def until(self, happened):
         deadline_s = time.monotonic() + LIMIT_S
@@ -169,6 +185,29 @@ def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_c
     assert "RECOVERED ['the trainer'" in run.said
     assert len(run.metrics()) == 3 and time.monotonic() - started < LIMIT_S
     assert_each_group_trained_once(run, steps=3)
+
+
+def test_modal_run_of_the_reference_preset_trains_on_the_cards_of_its_container(offline, tmp_path):
+    (tmp_path / "facts").mkdir()
+    image = {"PYTHONPATH": f"{FAKES}:{ROOT}", "PATH": str(pretend_gpus(tmp_path / "bin", 2)),
+             "SLIME_OFFLINE": str(tmp_path / "facts")}
+    settings = [*SLIME, *MODAL, "rollout.groups_per_step=4", "rollout.tile_groups=2"]
+    ordinary, offline.plane.hosts[0] = offline.plane.hosts[0], Host(image=image)
+    try:
+        status, output = offline.run(
+            "run", "launch/cluster.py", "--preset", "reference", "--source", "embedded", "--run", "slime",
+            "--settings", " ".join(settings), RLHAIKU_GPU="H100:2",
+        )  # fmt: skip
+    finally:
+        offline.plane.hosts[0] = ordinary
+    assert status == 0, output
+    run = offline.plane.volume("rlhaiku-runs") / "slime"
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert (run / "checkpoints" / "step-000002" / "hf" / "config.json").exists()
+    engines, ranks = (facts_of(tmp_path / "facts", kind) for kind in ("engine", "rank"))
+    assert sorted((each["index"], *each["gpus"]) for each in engines) == [(0, 0), (1, 1)]
+    assert sorted((each["index"], *each["gpus"]) for each in ranks) == [(0, 0), (1, 1)]
+    assert all(each["env"]["NCCL_CUMEM_ENABLE"] == "0" for each in ranks)
 
 
 def test_cards_of_the_reference_run():

@@ -11,7 +11,8 @@ import pickle
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpclib.server
@@ -31,6 +32,8 @@ class Host:
     ipv4: str = "127.0.0.1"
     ipv6: str = "::1"
     namespace: str = ""
+    image: Mapping[str, str] = field(default_factory=dict)
+    """What an image's packages and the machine's driver would add: more of PYTHONPATH and PATH, and other variables."""
 
     def argv(self) -> list[str]:
         """A container's command line."""
@@ -88,8 +91,11 @@ class Container:
                 env.update(setting.split("=", 1) for setting in shlex.split(line.removeprefix("ENV ")))
         for secret_id in self.call.function.secret_ids:
             env |= self.plane.secrets[secret_id]
-        return env | {
-            "PYTHONPATH": f"{code}:{HOST_FILES}", "STAND_IN_IPV6": self.host.ipv6,
+        more = dict(self.host.image)
+        env["PATH"] = f"{more.pop('PATH', '')}:{env['PATH']}".strip(":")
+        python_path = f"{code}:{HOST_FILES}:{more.pop('PYTHONPATH', '')}".strip(":")
+        return env | more | {
+            "PYTHONPATH": python_path, "STAND_IN_IPV6": self.host.ipv6,
             "MODAL_SERVER_URL": f"unix://{self.home / 's'}", "MODAL_IS_REMOTE": "1", "MODAL_TASK_ID": self.id,
             "MODAL_ENVIRONMENT": "main", "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(self.home / "arguments"),
