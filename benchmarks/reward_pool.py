@@ -16,7 +16,7 @@ from random import Random
 import ray
 
 from actors.crew import Crew
-from actors.reward_pool import RewardPool
+from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.waiting import RayEvents
 from benchmarks.measure import Paired, paired, refuse_when_busy, write_results
@@ -101,7 +101,7 @@ def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs:
     crew = Crew("reward worker", lambda place: ray.remote(num_cpus=1)(RewardWorker).remote(spec), WORKERS)
     pool = RewardPool(crew, events, inline=RewardWorker(spec))
     results = []
-    warm = Fresh(1024, 4)
+    warm = Fresh(2 * INLINE_BELOW, 4)
     for _ in range(4):  # every process has seen the common words before the clock starts, as it has in a run
         through_pool(pool, events, warm)()
     for size in sizes:

@@ -75,8 +75,8 @@ class RewardConfig(Section):
     """Reward functions and their weights: `haiku`, or `package.module:name` of your own."""
     mode: Literal["default", "seed"] = "default"
     """How `haiku` scores structure: the hardened scorer, or the tutorial's with all its quirks."""
-    topic_weight: float = Field(default=0.0, ge=0)
-    """Added by `haiku` when the poem mentions its topic."""
+    topic_weight: float = Field(default=0.0, ge=0, lt=0.125)
+    """Share of its structure that a poem loses with `haiku` if its lines do not name the topic."""
     dictionary: Literal["bundled", "nltk"] = "bundled"
     """Where syllables are looked up; `nltk` needs nltk and its cmudict corpus installed."""
     gate: Literal["perfect", "soft", "off"] = "perfect"
