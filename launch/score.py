@@ -26,6 +26,8 @@ from rlhaiku.types import Prompt, Scored
 STDIN = "-"
 
 _SEPARATOR = re.compile(r"^---[ \t]*$", re.MULTILINE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would steer the terminal, or turn the direction of what follows, and bytes that are no text."""
 _BAR = 16
 """Characters of a full bar."""
 
@@ -114,7 +116,8 @@ def poem_panel(poem: ScoredPoem) -> RenderableType:
 def _words_view(line: ShownLine) -> Text:
     """Two rows: the syllables, each above the middle of its word, and the words."""
     above, below = Text(), Text()
-    for chunk, count in line.counts:
+    for stretch, count in line.counts:
+        chunk = _CONTROL.sub("", stretch)
         width = max(cell_len(chunk), len(count))
         above.append(count.center(width) + " ", style="magenta" if count.startswith("~") else "cyan")
         below.append(set_cell_size(chunk, width) + " ", style="" if line.target is not None else "dim")
