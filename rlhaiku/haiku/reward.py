@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, get_args
 
 from rlhaiku.errors import BadInput
@@ -80,9 +81,8 @@ class HaikuReward:
 
     def __call__(self, prompt: Prompt, text: str) -> Scored:
         """Scores `text`, a completion of `prompt`, without a judge."""
-        if self.mode == "seed" and not self.topic_weight:  # the tutorial's speed is measured against this line
-            structure = seed_structure(text, load_dictionary(self.dictionary))
-            return Scored(structure, {"structure": structure, "legitimacy": 1.0, "strict": float(structure == 1.0)})
+        if self.mode == "seed" and not self.topic_weight:
+            return _seed_reward(seed_structure(text, load_dictionary(self.dictionary)))
         return self.total(self.score_text(prompt, text))
 
     def total(self, score: PoemScore, style: float | None = None) -> Scored:
@@ -118,6 +118,12 @@ class HaikuReward:
         structure = seed_structure(text, load_dictionary(self.dictionary))
         topic = float(mentions_topic(text, prompt.topic)) if self.topic_weight else None
         return PoemScore(structure, 1.0, topic, _gate_value(self.gate, structure))
+
+
+@cache
+def _seed_reward(structure: float) -> Scored:
+    """The tutorial's reward: it has nine values, so that a poem need not make one of its own."""
+    return Scored(structure, {"structure": structure, "legitimacy": 1.0, "strict": float(structure == 1.0)})
 
 
 def _gate_value(gate: Gate, earned: float) -> float:

@@ -16,8 +16,8 @@ _WORD = re.compile(r"[a-zA-Z]+")
 _VOWELS = re.compile(r"[aeiouy]+")
 _UNSPOKEN = frozenset(("fs", "hm", "hmm", "hmmm", "mm", "sh", "shh", "ths"))
 """Listed words without a vowel: no syllable by the tutorial's rule, one in our tables."""
-_POINTS = (0.25, 0.125)
-"""Of a line, by the distance to its target."""
+_POINTS = tuple({target - 1: 0.125, target: 0.25, target + 1: 0.125} for target in TARGETS)
+"""Of each line, by its syllables."""
 _ACRONYM_LENGTHS = range(2, 7)
 _CACHED = 1 << 15
 _CACHED_LENGTH = 64
@@ -35,13 +35,10 @@ def seed_structure(text: str, dictionary: Dictionary | None = None) -> float:
     count = _counts(dictionary or load_dictionary()).__getitem__
     total, found = 0.0, 0
     for segment in text.split(_separator(text)):
-        if not (chunks := segment.split()):
-            continue
-        if found < len(TARGETS):
-            distance = abs(sum(map(count, chunks)) - TARGETS[found])
-            if distance < len(_POINTS):
-                total += _POINTS[distance]
-        found += 1
+        if chunks := segment.split():
+            if found < len(TARGETS):
+                total += _POINTS[found].get(sum(map(count, chunks)), 0.0)
+            found += 1
     return total + 0.25 if found == len(TARGETS) else total
 
 
