@@ -37,6 +37,8 @@ _NAMED_IN_ANAPHORA = 2
 """... and how many of them may be more than function words."""
 _RUN = 4
 """Words in a row that two poems rarely share by chance."""
+_IN_ORDER = 6
+"""Words in the same order, others between them, that short texts rarely share by chance."""
 _CACHED_SOURCES = 1024
 
 
@@ -168,8 +170,7 @@ class _Source:
 def _copying(pieces: Sequence[str], sources: tuple[str, ...]) -> float:
     """1 while at most one word in three stands in a run of words from a source; 0 when three in four do.
 
-    The same if the words of a source as long as a poem come in its order with others between them: from two in three
-    on.
+    Words in the order of a source with others between them count too: 1 while half of all are, 0 when three in four.
     """
     if not pieces:
         return 1.0
@@ -179,8 +180,9 @@ def _copying(pieces: Sequence[str], sources: tuple[str, ...]) -> float:
 def _copied(pieces: Sequence[str], source: _Source) -> float:
     starts = [i for i in range(len(pieces) - _RUN + 1) if tuple(pieces[i : i + _RUN]) in source.runs]
     copied = {index for start in starts for index in range(start, start + _RUN)}
-    in_order = source.in_order(pieces) / len(pieces)
-    return min(_ramp(len(copied) / len(pieces), good=0.35, bad=0.75), _ramp(in_order, good=0.5, bad=0.75))
+    in_order = source.in_order(pieces)
+    altered = in_order / len(pieces) if in_order >= _IN_ORDER else 0.0
+    return min(_ramp(len(copied) / len(pieces), good=0.35, bad=0.75), _ramp(altered, good=0.5, bad=0.75))
 
 
 @lru_cache(maxsize=_CACHED_SOURCES)

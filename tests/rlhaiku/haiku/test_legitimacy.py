@@ -95,6 +95,7 @@ def test_copying_counts_words_in_long_runs():
     half = POEM.split("\n")[0] + " a frog\nholds the cold moon for the night"
     assert 0.0 < legitimacy(half, source).parts["copying"] < 1.0
     assert legitimacy(POEM, "", "some other text about a pond").total == 1.0
+    assert legitimacy("a cold frog\nin a pond", "Write me a haiku about a frog in the pond.").parts["copying"] == 1.0
 
 
 @pytest.mark.parametrize(
