@@ -4,7 +4,7 @@
     real_words   most syllables are those of words in the dictionary
     spelling     few words said letter by letter
     repetition   no word again and again, and more than two things named
-    content      not mostly articles, prepositions and cries
+    content      not mostly articles, prepositions and cries, nor a list of words with hardly any
     variety      no line twice
     copying      neither the prompt nor the reference poem, not even with a few words changed
     length       neither a handful of words nor a flood
@@ -35,6 +35,8 @@ _ANAPHORA = 4
 """Words with which two lines may begin alike, `snow upon the roof`, `snow upon the sea` ..."""
 _NAMED_IN_ANAPHORA = 2
 """... and how many of them may be more than function words."""
+_MANY = 14
+"""Words of which a haiku has so many only if most have one syllable, as function words do."""
 _RUN = 4
 """Words in a row that two poems rarely share by chance."""
 _IN_ORDER = 6
@@ -137,9 +139,12 @@ def _shared_start(line: Sequence[str], above: Sequence[str]) -> int:
 
 
 def _content(pieces: Sequence[str]) -> float:
-    """1 while three words in four are function words; 0 from nine in ten on."""
-    share = sum([piece in FUNCTION_WORDS for piece in pieces]) / len(pieces) if pieces else 0.0
-    return _ramp(share, good=0.75, bad=0.9)
+    """1 while three words in four are function words, 0 from nine in ten on; many short words hold two at least."""
+    if not pieces:
+        return 1.0
+    function_words = sum([piece in FUNCTION_WORDS for piece in pieces])
+    joined = min(1.0, (1 + function_words) / 3) if len(pieces) >= _MANY else 1.0
+    return joined * _ramp(function_words / len(pieces), good=0.75, bad=0.9)
 
 
 def _variety(lines: Sequence[Sequence[str]]) -> float:
@@ -178,9 +183,11 @@ def _copying(pieces: Sequence[str], sources: tuple[str, ...]) -> float:
 
 
 def _copied(pieces: Sequence[str], source: _Source) -> float:
+    in_order = source.in_order(pieces)
+    if in_order < _RUN:
+        return 1.0
     starts = [i for i in range(len(pieces) - _RUN + 1) if tuple(pieces[i : i + _RUN]) in source.runs]
     copied = {index for start in starts for index in range(start, start + _RUN)}
-    in_order = source.in_order(pieces)
     altered = in_order / len(pieces) if in_order >= _IN_ORDER else 0.0
     return min(_ramp(len(copied) / len(pieces), good=0.35, bad=0.75), _ramp(altered, good=0.5, bad=0.75))
 

@@ -58,6 +58,8 @@ def test_there_are_many_honest_poems():
         ("pond moon frog pond moon\nfrog pond moon frog\ncat", "repetition", 0.0),
         ("drip drip drip drip drip\nthe old tap in the kitchen\nsays", "repetition", pytest.approx(0.1556, abs=1e-4)),
         ("the of and to in\nthe of and to in the of\ncat dog fish in of", "content", pytest.approx(0.5098, abs=1e-4)),
+        ("cat dog fish bird cow\npig hen duck goose fox bear wolf\ndeer moose", "content", pytest.approx(1 / 3)),
+        ("cat dog fish bird cow\npig hen duck goose fox bear wolf\nthe deer mouse and bat", "content", 1.0),
         ("cat cat\nthe cat", "repetition", pytest.approx(1 / 3)),
         (POEM.replace("splash! silence again", "an old silent pond"), "variety", 0.5),
         ("frog\npond moon night", "length", 1.0),
