@@ -131,7 +131,7 @@ def _score_one(function: RewardFn, poem: Poem) -> Reward:
         reward = function(*poem)
     except Exception as error:  # a user's function may raise anything; it is counted in reward/unscored
         return Unscored(f"{type(error).__name__}: {error}")
-    return reward if isinstance(reward, Scored | Unscored) else Scored(float(reward))
+    return reward if isinstance(reward, (Scored, Unscored)) else Scored(float(reward))
 
 
 def _to_judge(prompt: Prompt, text: str) -> PoemToJudge:

@@ -118,8 +118,8 @@ def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs:
         name = f"{mode}: {size} poems, pool / {'tutorial' if mode == 'seed' else 'same scorer'} inline"
         work = through_pool(pool, events, our_stock)
         results.append(paired(name, inline, work, pairs=pairs, goal=goal.get(size), note=f"{WORKERS} workers"))
-    for worker in crew.handles:
-        ray.kill(worker)
+    for worker in crew.actors:
+        ray.kill(worker.handle)
     return results
 
 
