@@ -29,7 +29,7 @@ def judged(server_options, spec_options, *texts, reward=None):
 
     async def go():
         async with JudgeServer(**server_options) as server:
-            settings = JudgeSettings(url=server.url, nonce_seed="1", **spec_options)
+            settings = JudgeSettings(url=server.url, nonce_salt="1", **spec_options)
             worker = RewardWorker(RewardSpec(((reward or HaikuReward(), 1.0),), settings))
             table = await worker.score([(PROMPT, texts)])
             stats = await worker.stats()

@@ -38,7 +38,7 @@ def assert_right(judgements, asked):
 async def judging(server=None, rubric=None, clock=None, **settings):
     """A running server and a client for it; the client's clock is fast."""
     async with server or JudgeServer() as server:
-        asked = JudgeSettings(server.url, **{"nonce_seed": "test", "api_key": KEY, "timeout_s": 5.0, **settings})
+        asked = JudgeSettings(server.url, **{"nonce_salt": "test", "api_key": KEY, "timeout_s": 5.0, **settings})
         async with JudgeClient(asked, rubric, clock=clock or FastClock()) as client:
             yield client, server
 
