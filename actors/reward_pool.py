@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.reward_worker import RewardTable, RewardWorker, mean_stats
+from actors.reward_worker import RewardTable, RewardWorker, merge_stats
 from actors.waiting import RayEvents, wait_for
 from rlhaiku.errors import ActorDied, WaitTimeout
 from rlhaiku.events import GroupsScored, RoleEvent
@@ -59,11 +59,11 @@ class RewardPool:
             return {}
         nothing: dict[str, float] = {}
         snapshots = [_ask(worker, "stats", nothing) for worker in self._workers.actors]
-        return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
+        return {f"judge/{name}": value for name, value in merge_stats(snapshots).items()}
 
     def is_paused(self) -> bool:
-        """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
-        return self._has_judge and any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
+        """Whether a worker waits for what has a deadline of its own, e.g. a judge; the clocks of the run then stop."""
+        return any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
 
     def _dispatch(self) -> None:
         while self._waiting and min(self._in_flight) < self._calls_per_worker:

@@ -1,6 +1,8 @@
 """From settings and environment to what the reward workers do."""
 
 import importlib
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 from actors.reward_worker import RewardFn, RewardSpec
@@ -17,17 +19,23 @@ def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, dire
 
     A `reward` alone replaces the configured functions; beside a `rubric`, which needs them, it is added to them.
 
-    Raises BadInput for a function that cannot be imported, or a required judge without LLM_JUDGE_URL.
+    Raises BadInput for a function that cannot be imported, or a required judge that is unset or that nobody would ask.
     """
-    if reward is not None and rubric is None:
-        return RewardSpec(((reward, 1.0),))
-    functions = tuple((_function(name, config), weight) for name, weight in config.reward.functions.items())
+    replaces = reward is not None and rubric is None
+    configured = {} if replaces else config.reward.functions
+    functions = tuple((_function(name, config), weight) for name, weight in configured.items())
     functions += () if reward is None else ((reward, 1.0),)
-    if HAIKU not in config.reward.functions:
-        return RewardSpec(functions)
+    timeout_s = config.reward.timeout_s
+    if HAIKU not in configured:
+        if config.judge.required:
+            found = "a reward of your own" if replaces else ", ".join(configured)
+            remedy = "Add `haiku` to reward.functions, pass a rubric beside the reward, or set judge.required=false."
+            raise BadInput("a required judge needs the `haiku` reward, which asks it", found, remedy)
+        return RewardSpec(functions, timeout_s=timeout_s)
     if rubric is None and config.judge.rubric:
         rubric = load_rubric(config.judge.rubric)
-    return RewardSpec(functions, judge_settings(config, directory), None if rubric is None else as_rubric(rubric))
+    made = None if rubric is None else as_rubric(rubric)
+    return RewardSpec(functions, judge_settings(config, directory), made, timeout_s)
 
 
 def may_score_inline(spec: RewardSpec) -> bool:
@@ -36,18 +44,36 @@ def may_score_inline(spec: RewardSpec) -> bool:
 
 
 def judge_settings(config: RunConfig, directory: Path) -> JudgeSettings | None:
-    """Where the judge is, from the environment, or None. The key stays behind: workers read their own environment."""
+    """Where the judge is, from the environment, or None. The key stays behind: workers read their own environment.
+
+    Leaves `judge.salt` in the run's directory, so that a resumed run fences poems as before. Raises BadInput.
+    """
     judge = config.judge
     settings = from_environment(
         required=judge.required,
         poems_per_request=judge.poems_per_request,
         max_concurrency=judge.max_concurrency,
         requests_per_s=judge.requests_per_s,
+        max_tries=judge.max_tries,
+        max_asks=judge.max_asks,
         give_up_s=judge.give_up_s,
+        usd_per_million=judge.usd_per_million,
         cache_path=(directory / "judge.sqlite").resolve() if judge.cache else None,
-        nonce_seed=str(config.seed),
     )
-    return settings and settings.without_key()
+    if settings is None:
+        return None
+    if settings.timeout_s >= config.cluster.wait_timeout_s:
+        rule = f"LLM_JUDGE_TIMEOUT must be below cluster.wait_timeout_s ({config.cluster.wait_timeout_s:g})"
+        raise BadInput(rule, settings.timeout_s, "A worker waiting for an answer would look dead: change either.")
+    return replace(settings.without_key(), nonce_salt=_salt(directory / "judge.salt"))
+
+
+def _salt(path: Path) -> str:
+    """What a run's fences derive from: random, so that no poem can write one, and the same when the run is resumed."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(16))
+    return path.read_text()
 
 
 def _function(name: str, config: RunConfig) -> RewardFn:

@@ -81,6 +81,8 @@ class RewardConfig(Section):
     """Where syllables are looked up; `nltk` needs nltk and its cmudict corpus installed."""
     gate: Literal["perfect", "soft", "off"] = "perfect"
     """Which poems the judge sees: those that earn 1, all by the square of what they earn, or all."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time for one poem in a function of your own; a poem that takes longer is unscored."""
 
 
 class JudgeConfig(Section):
@@ -96,10 +98,16 @@ class JudgeConfig(Section):
     """Most requests at once, for each reward worker."""
     requests_per_s: float = Field(default=0.0, ge=0)
     """Token bucket for each reward worker; 0 is no limit."""
+    max_tries: int = Field(default=12, ge=6)
+    """Failures of one request while the judge answers others, before its poems become unscored."""
+    max_asks: int = Field(default=3, ge=1)
+    """Times a poem is put to the judge when its answers cannot be read."""
     give_up_s: float = Field(default=600.0, gt=0)
     """An outage must last this long before its poems become unscored."""
     cache: bool = True
     """Keep judgements in `judge.sqlite` of the run directory, shared by the workers."""
+    usd_per_million: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    """Price of a million prompt tokens, and of a million completion tokens; for the metric `judge/cost_usd`."""
 
 
 class AlgorithmConfig(Section):
@@ -304,6 +312,7 @@ def fingerprint(config: RunConfig) -> str:
     """SHA-256 of the settings that decide the weights: equal for runs that differ in where and how watched they are."""
     tree = config.model_dump(exclude={
         "evaluation": True, "cluster": True, "output": True, "rollout": {"num_engines"}, "reward": {"num_workers"},
+        "judge": {"usd_per_million"},
     })
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
