@@ -5,8 +5,11 @@ from collections import deque
 import pytest
 from rich.console import Console
 
+from launch.console import ConsoleReporter
 from launch.live import LiveView, sparkline
+from rlhaiku.config import load_config
 from rlhaiku.health import advise
+from rlhaiku.judge import JudgeSettings
 
 ROW = {
     "step": 30, "reward/mean": 0.5, "reward/structure": 0.75, "reward/strict": 0.25, "reward/unscored": 0,
@@ -65,3 +68,13 @@ def test_advice_says_what_was_seen_and_what_to_change(change, name, words):
 
 def test_a_healthy_step_needs_no_advice():
     assert advise(ROW) == {}
+
+
+@pytest.mark.parametrize(("judge", "said"), [
+    (None, "reward    haiku; judge: off; up to 9 poems at once are scored in the driver"),
+    (JudgeSettings("http://127.0.0.1:9", "qwen3-4b"), "reward    haiku; judge: qwen3-4b at http://127.0.0.1:9; up"),
+])
+def test_the_header_says_who_judges(judge, said, tmp_path, capsys):
+    with ConsoleReporter(load_config("laptop"), tmp_path, judge) as console:
+        console.header(num_prompts=3, num_held_out=2, inline_below=10)
+    assert said in capsys.readouterr().out
