@@ -4,8 +4,9 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import isfinite
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from rlhaiku.errors import RunFailed
 from rlhaiku.types import Prompt, Reward, Scored, Unscored
@@ -13,8 +14,10 @@ from rlhaiku.types import Prompt, Reward, Scored, Unscored
 Poem = tuple[Prompt, str]
 """What a reward function is given: the prompt, and the text of one completion."""
 Function = Callable[[Prompt, str], object]
-HANGS_IN_A_ROW = 3
-"""Poems on which a function may hang one after the other: it is the function then, not the poem."""
+HANGS_IN_A_ROW, HANGS_IN_A_CALL = 3, 8
+"""Poems on which a function may hang: more, and it is the function, not the poem."""
+IDLE_S = 60.0
+"""How often a thread without work looks whether it is still wanted."""
 CONCURRENT = 64
 """Coroutines of a function that are awaited at once."""
 
@@ -37,36 +40,44 @@ class UserReward:
     async def score(self, poems: Sequence[Poem]) -> list[Reward]:
         """The reward of each poem, in order; Unscored where the function failed or took too long.
 
-        Raises RunFailed if it hangs on several poems in a row.
+        Raises RunFailed if it hangs on several poems in a row, or on many.
         """
-        values: list[object] = []
-        in_a_row = 0
         async with self._turn:
-            while len(values) < len(poems):
-                done = await self._call(poems[len(values) :])
-                values += done
-                if len(values) < len(poems):
-                    in_a_row = 1 if done else in_a_row + 1
-                    self._complain(in_a_row)
-                    values.append(self._late())
+            values = await self._values(poems)
         slots = asyncio.Semaphore(CONCURRENT)
         return list(await asyncio.gather(*(self._settled(value, slots) for value in values)))
 
+    async def _values(self, poems: Sequence[Poem]) -> list[object]:
+        """What the function returned for each poem, or an Unscored."""
+        values: list[object] = []
+        in_a_row = hangs = 0
+        while True:
+            done = await self._call(poems[len(values) :])
+            values += done
+            if len(values) == len(poems):
+                return values
+            in_a_row, hangs = 1 if done else in_a_row + 1, hangs + 1
+            if in_a_row == HANGS_IN_A_ROW or hangs == HANGS_IN_A_CALL:
+                raise RunFailed(
+                    f"A reward function must return within reward.timeout_s={self._timeout_s:g} s; {self._function!r} "
+                    f"did not for {in_a_row} poems in a row, and {hangs} of {len(values) + 1} in all. "
+                    "Give what it waits for a timeout, or raise reward.timeout_s."
+                )
+            values.append(self._late())
+
     async def _call(self, poems: Sequence[Poem]) -> list[object]:
         """What the function returned for the first poems: all of them, or those before the one that it hangs on."""
-        finished, done, loop = asyncio.Event(), list[object](), asyncio.get_running_loop()
+        done: list[object] = []
         thread = self._thread = self._thread or _Thread()
-        thread.work(self._function, poems, done, lambda: loop.call_soon_threadsafe(finished.set))
-        while not finished.is_set():
+        finished = thread.work(self._function, poems, done)
+        while not finished.done():
             seen = len(done)
-            try:
-                await asyncio.wait_for(finished.wait(), self._timeout_s)
-            except TimeoutError:
-                if len(done) == seen:
-                    thread.leave_behind()
-                    self._thread = None
-                    self.left_behind += 1
-                    return done[:seen]
+            await asyncio.wait([finished], timeout=self._timeout_s)
+            if not finished.done() and len(done) == seen:
+                thread.leave_behind()
+                self._thread = None
+                self.left_behind += 1
+                return done[:seen]
         return done
 
     async def _settled(self, value: object, slots: asyncio.Semaphore) -> Reward:
@@ -82,24 +93,19 @@ class UserReward:
     def _late(self) -> Unscored:
         return Unscored(f"the reward function took longer than {self._timeout_s:g} s (reward.timeout_s)")
 
-    def _complain(self, in_a_row: int) -> None:
-        if in_a_row == HANGS_IN_A_ROW:
-            raise RunFailed(
-                f"A reward function must return within reward.timeout_s={self._timeout_s:g} s; {self._function!r} did "
-                f"not, for {in_a_row} poems in a row. Give what it waits for a timeout, or raise reward.timeout_s."
-            )
-
 
 class _Thread:
     """A thread that does one piece of work after the other; always the same one, as some libraries want it."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._is_left_behind = False
         threading.Thread(target=self._run, name="reward function", daemon=True).start()
 
-    def work(self, function: Function, poems: Sequence[Poem], done: list[object], then: Callable[[], object]) -> None:
-        """Appends to `done` what `function` returns for each poem, or an Unscored, and then calls `then`."""
+    def work(self, function: Function, poems: Sequence[Poem], done: list[object]) -> "asyncio.Future[None]":
+        """Appends to `done` what `function` returns for each poem, or an Unscored; the future tells the end."""
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
 
         def job() -> None:
             for poem in poems:
@@ -107,18 +113,19 @@ class _Thread:
                 if self._is_left_behind:
                     return
                 done.append(value)
-            then()
+            loop.call_soon_threadsafe(finished.set_result, None)
 
         self._queue.put(job)
+        return finished
 
     def leave_behind(self) -> None:
         """Ends the thread after the call that it is in, should that ever return."""
         self._is_left_behind = True
-        self._queue.put(None)
 
     def _run(self) -> None:
-        while job := self._queue.get():
-            job()
+        while not self._is_left_behind:
+            with suppress(Empty):
+                self._queue.get(timeout=IDLE_S)()
 
 
 def call(function: Function, poem: Poem) -> object:

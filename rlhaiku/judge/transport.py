@@ -63,13 +63,7 @@ class HttpTransport:
 
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                post = session.post(self._settings.endpoint, json=body, allow_redirects=False)
-                reply, onward = await self._exchange(post)
-                for _ in range(MOST_HOPS):
-                    if not onward:
-                        break
-                    reply, onward = await self._exchange(session.get(onward, allow_redirects=False))
-                return reply
+                return await self._converse(session, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # The chain is cut: aiohttp's errors may hold the request with its headers.
             raise Transient(self._redacted(f"{type(error).__name__}: {error}")) from None
@@ -93,19 +87,31 @@ class HttpTransport:
         connect_s = min(CONNECT_TIMEOUT_S, settings.timeout_s)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.max_concurrency, keepalive_timeout=KEEPALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=connect_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),  # `post` limits the total
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         )
+
+    async def _converse(self, session: "aiohttp.ClientSession", body: Mapping[str, Any]) -> Reply:
+        """The last reply, after as many redirects as it takes."""
+        reply, onward = await self._exchange(session.post(self._settings.endpoint, json=body, allow_redirects=False))
+        hops = 0
+        while onward and hops < MOST_HOPS:
+            reply, onward = await self._exchange(session.get(onward, allow_redirects=False))
+            hops += 1
+        return reply
 
     async def _exchange(self, request: "AbstractAsyncContextManager[aiohttp.ClientResponse]") -> tuple[Reply, str]:
         """A reply, and the address of the one that will follow it; empty if none will, or on another server."""
         async with request as response:
             text = (await response.read()).decode("utf-8", "replace")
             retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
+            reply = Reply(response.status, self._redacted(text), retry_after_s)
+            if reply.status != 303:
+                return reply, ""
             here = str(response.url)
-            onward = urljoin(here, response.headers.get("Location", "")) if response.status == 303 else ""
-            is_ours = urlsplit(onward)[:2] == urlsplit(here)[:2]
-            return Reply(response.status, self._redacted(text), retry_after_s), onward if is_ours else ""
+            onward = urljoin(here, response.headers.get("Location", ""))
+            return reply, onward if urlsplit(onward)[:2] == urlsplit(here)[:2] else ""
 
     def _redacted(self, text: str) -> str:
         for secret in filter(None, self._secrets):

@@ -104,8 +104,13 @@ def test_a_poem_that_a_function_hangs_on_is_unscored_alone(hang):
 
 
 def test_a_function_that_hangs_on_everything_ends_the_run(hang):
-    with pytest.raises(RunFailed, match=r"reward\.timeout_s=0\.1 s.*for 3 poems in a row"):
+    with pytest.raises(RunFailed, match=r"reward\.timeout_s=0\.1 s.*for 3 poems in a row, and 3 of 4 in all"):
         score(hang, "a", *["h"] * HANGS_IN_A_ROW, "a", timeout_s=0.1)
+
+
+def test_a_function_that_hangs_on_every_other_poem_ends_the_run(hang):
+    with pytest.raises(RunFailed, match="for 1 poems in a row, and 8 of 16 in all"):
+        score(hang, *["a", "h"] * 20, timeout_s=0.05)
 
 
 def test_a_slow_function_is_not_a_hanging_one():
