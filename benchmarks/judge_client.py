@@ -5,19 +5,20 @@
 The judge is a real HTTP server in a process of its own that takes 50 ms and 10 ms more for each poem, all requests side
 by side. So nobody is done before `waves x time of a request`: with few requests in flight that is what either client
 waits for, with many it is the CPU. The least CPU that a request takes shows a bare client: one session, nothing else.
+Over https, as a judge on Modal or elsewhere is reached, a new session means a new handshake as well; it needs openssl.
 """
 
 import argparse
 import asyncio
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from itertools import count
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-
-import aiohttp
 
 from benchmarks.judge_stand_in import LATENCY_S, PER_POEM_S
 from benchmarks.measure import Paired, paired, refuse_when_busy, timed, write_results
@@ -26,8 +27,9 @@ from rlhaiku.judge import JudgeClient, Judged, JudgeSettings, PoemToJudge
 
 TOPICS = 64
 GOAL = 2.0
-CASES = ((32, 1, 512, 5), (512, 1, 4096, 5), (32, 8, 512, 5))
-"""Requests in flight, poems in a request, poems, and pairs of measurements."""
+CASES = (("http", 32, 1, 512), ("https", 32, 1, 512), ("http", 512, 1, 4096), ("http", 32, 8, 512))
+"""Requests in flight, poems in a request, poems."""
+PAIRS = 5
 
 
 def make_poems(num_poems: int, seed: int) -> list[PoemToJudge]:
@@ -46,6 +48,8 @@ def tutorial_body(poem: PoemToJudge) -> dict[str, object]:
 
 async def ask_like_the_tutorial(url: str, poems: Sequence[PoemToJudge], concurrency: int) -> list[float]:
     """A new session for each poem, the first number of the answer, and 0 when anything goes wrong."""
+    import aiohttp  # reads SSL_CERT_FILE
+
     slots = asyncio.Semaphore(concurrency)
 
     async def ask(poem: PoemToJudge) -> float:
@@ -63,6 +67,8 @@ async def ask_like_the_tutorial(url: str, poems: Sequence[PoemToJudge], concurre
 
 async def ask_barely(url: str, poems: Sequence[PoemToJudge], concurrency: int) -> None:
     """The tutorial's requests over one session, and not even the answers are read: what is left is aiohttp."""
+    import aiohttp
+
     slots = asyncio.Semaphore(concurrency)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
 
@@ -80,13 +86,12 @@ async def ask_with_our_client(url: str, poems: Sequence[PoemToJudge], concurrenc
         assert all(isinstance(judgement, Judged) for judgement in await judge.judge(poems))
 
 
-def compare(url: str, concurrency: int, batch: int, num_poems: int, pairs: int) -> Paired:
+def compare(url: str, concurrency: int, batch: int, num_poems: int) -> Paired:
     """Both clients with as many requests in flight."""
-    seeds = count()
-    stock = [make_poems(num_poems, next(seeds)) for _ in range(2 * (pairs + 1) + 2)]
+    stock = [make_poems(num_poems, seed) for seed in range(2 * (PAIRS + 1) + 2)]
     waves = -(-num_poems // (batch * concurrency))
     request_s = LATENCY_S + batch * PER_POEM_S
-    name = f"judge: {batch} a request, {concurrency} in flight, tutorial / ours"
+    name = f"judge, {url.partition(':')[0]}: {batch} a request, {concurrency} in flight, tutorial / ours"
     _, bare_cpu_s = min(timed(lambda: asyncio.run(ask_barely(url, stock.pop(), concurrency))) for _ in range(2))
     bound = f"nobody can take less than {waves * request_s:.2f} s: {waves} waves of {request_s:.2f} s"
     note = f"{bound}; bare, one poem a request: CPU {1000 * bare_cpu_s / num_poems:.2f} ms a poem"
@@ -94,14 +99,36 @@ def compare(url: str, concurrency: int, batch: int, num_poems: int, pairs: int) 
         name,
         lambda: asyncio.run(ask_like_the_tutorial(url, stock.pop(), concurrency)),
         lambda: asyncio.run(ask_with_our_client(url, stock.pop(), concurrency, batch)),
-        pairs=pairs,
+        pairs=PAIRS,
         goal=GOAL,
         note=note,
     )
-    cpus = [1000 * sorted(side)[pairs // 2] / num_poems for side in (result.baseline_cpu_s, result.ours_cpu_s)]
-    above = sorted(result.ours_s)[pairs // 2] / (waves * request_s)
+    cpus = [1000 * sorted(side)[PAIRS // 2] / num_poems for side in (result.baseline_cpu_s, result.ours_cpu_s)]
+    above = sorted(result.ours_s)[PAIRS // 2] / (waves * request_s)
     print(f"  CPU {cpus[0]:.2f} -> {cpus[1]:.2f} ms a poem; {note}; ours takes {above:.2f} times as long")
     return result
+
+
+def make_certificate(directory: Path) -> list[str]:
+    """A certificate for 127.0.0.1 that this process trusts from now on, and its key."""
+    pair = [str(directory / "certificate.pem"), str(directory / "key.pem")]
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=judge -addext subjectAltName=IP:127.0.0.1"
+    arguments = [*command.split(), "-out", pair[0], "-keyout", pair[1]]
+    subprocess.run(arguments, check=True, capture_output=True, timeout=60)
+    os.environ["SSL_CERT_FILE"] = pair[0]
+    return pair
+
+
+@contextmanager
+def stand_in(pair: Sequence[str] = ()) -> Iterator[str]:
+    """The URL of a judge in a process of its own, over TLS with a certificate and its key."""
+    command = [sys.executable, "-m", "benchmarks.judge_stand_in", *pair]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
 
 
 def main() -> None:
@@ -111,15 +138,11 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
     options = parser.parse_args()
     load = refuse_when_busy(options.force)
-    command = [sys.executable, "-m", "benchmarks.judge_stand_in"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
-        results = [compare(url, *case) for case in CASES]
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.TemporaryDirectory() as directory:
+        pair = make_certificate(Path(directory))
+        with stand_in() as plain, stand_in(pair) as tls:
+            urls = {"http": plain, "https": tls}
+            results = [compare(urls[scheme], *case) for scheme, *case in CASES]
     write_results(options.output, results, load)
 
 

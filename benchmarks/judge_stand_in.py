@@ -1,6 +1,6 @@
 """A judge that takes 50 ms and 10 ms more for each poem of a request, all requests side by side, and next to no CPU.
 
-    python -m benchmarks.judge_stand_in
+    python -m benchmarks.judge_stand_in [CERTIFICATE KEY]
 
 A bare asyncio protocol: a web framework would take as much CPU as the clients that are measured against it. Every
 criterion of every poem gets 4 points; a question that asks for a plain number is answered with 8.
@@ -9,6 +9,8 @@ criterion of every poem gets 4 points; a question that asks for a plain number i
 import asyncio
 import json
 import re
+import ssl
+import sys
 
 LATENCY_S, PER_POEM_S = 0.05, 0.01
 FENCE = re.compile(rb"<<<poem (\w+)>>>")
@@ -43,13 +45,16 @@ def _reply(nonces: list[bytes]) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def serve() -> None:
-    """Serves until the process ends; prints the URL."""
-    server = await asyncio.get_running_loop().create_server(StandIn, "127.0.0.1", 0, backlog=2048)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+async def serve(pair: list[str]) -> None:
+    """Serves until the process ends, over TLS if it has a certificate and its key; prints the URL."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if pair else None
+    if tls:
+        tls.load_cert_chain(*pair)
+    server = await asyncio.get_running_loop().create_server(StandIn, "127.0.0.1", 0, backlog=2048, ssl=tls)
+    print(f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(sys.argv[1:]))
