@@ -6,6 +6,7 @@ from rlhaiku.config import (
     config_from_dict,
     describe_settings,
     field_names,
+    fingerprint,
     load_config,
     preset_names,
     read_config,
@@ -103,3 +104,9 @@ def test_every_setting_says_what_it_means():
     assert [key for key, _, _ in rows] == FROZEN
     assert not [key for key, _, meaning in rows if not meaning]
     assert {key: value for key, value, _ in rows}["reward.functions"] == '{ "haiku" = 1.0 }'
+
+
+def test_prices_change_no_weights_and_a_deadline_may():
+    plain = fingerprint(load_config("laptop"))
+    assert fingerprint(load_config("laptop", ["judge.usd_per_million=[0.5, 2]"])) == plain
+    assert fingerprint(load_config("laptop", ["reward.timeout_s=5"])) != plain
