@@ -42,7 +42,7 @@ class RewardPool:
         self._calls_per_worker = JUDGED_CALLS if has_judge else 1
         self._waiting: deque[Group] = deque()
         self._in_flight = [0] * len(workers)
-        events.pause_while(self.is_paused)
+        events.pause_while(self.is_paused, lambda: self._workers.actors)
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score."""
@@ -62,7 +62,7 @@ class RewardPool:
         return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
 
     def is_paused(self) -> bool:
-        """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
+        """Whether a worker waits for a judge that is away; the workers' clocks then stop."""
         return self._has_judge and any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
 
     def _dispatch(self) -> None:

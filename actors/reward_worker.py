@@ -29,6 +29,8 @@ class RewardSpec:
     """Where the judge is, without its key: a worker takes that from its own environment."""
     rubric: Rubric | None = None
     """How the judge is asked; None is the default rubric."""
+    inline: bool = True
+    """Whether the coordinator's own process may score a few poems, if the functions are quick enough for that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.waiting import wait_for, wait_for_all
+from actors.waiting import wait_for, wait_for_all, wait_for_start
 from rlhaiku.errors import ActorDied, WeightMismatch
 from rlhaiku.types import SyncReport
 
@@ -64,6 +64,7 @@ class SharedMemorySync:
         """The checksum an engine reports; one that died is replaced and its successor asked."""
         while True:
             try:
+                wait_for_start(engine, self._timeout_s)  # a successor may have to load its model first
                 return int(wait_for(call, self._timeout_s, engine, f"to take weight version {weight_version}"))
             except ActorDied as death:
                 self._engines.replace(engine, death)

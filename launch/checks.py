@@ -156,10 +156,16 @@ def check_output(directory: Path, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput("--output-dir must be writable", str(directory), f"{error.strerror}.") from None
-    if resume and not (directory / "config.toml").exists():
-        raise BadInput("--resume needs a run directory", str(directory), "Start it without --resume.")
-    if not resume and any((directory / name).exists() for name in ("metrics.jsonl", LEDGER_FILE)):
-        raise BadInput("--output-dir must not hold another run", str(directory), "Add --resume, or choose a new name.")
+    has_settings = (directory / "config.toml").exists()
+    has_run = (directory / "metrics.jsonl").exists() or any(directory.glob("checkpoints/step-*"))
+    # A ledger alone is no run yet: it is the lock that is taken before the settings are written.
+    has_run |= has_settings and (directory / LEDGER_FILE).exists()
+    if resume and not has_settings:
+        remedy = "Bring its config.toml back." if has_run else "Start it without --resume."
+        raise BadInput("--resume needs a run directory", str(directory), remedy)
+    if not resume and has_run:
+        remedy = f"{'Add --resume' if has_settings else 'Bring its config.toml back'}, or choose a new name."
+        raise BadInput("--output-dir must not hold another run", str(directory), remedy)
 
 
 def _asset(name: str) -> Path:

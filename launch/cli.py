@@ -56,7 +56,10 @@ def train(
     from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
     from launch.report import try_report
 
-    result = run(config, output_dir=directory, resume=resume, chaos=chaos)
+    try:
+        result = run(config, output_dir=directory, resume=resume, chaos=chaos)
+    except KeyboardInterrupt:  # the second: how to go on was said
+        raise typer.Exit(130) from None
     Console(soft_wrap=True).print(escape(try_report(directory)), highlight=False)
     if not result.finished:
         raise typer.Exit(130)

@@ -102,21 +102,25 @@ class ConsoleReporter:
         said = f"[bold cyan]eval[/] after step {state.step}: {describe(summary)}"
         self._console.print(said, highlight=False, soft_wrap=True)
 
-    def resuming(self, state: RunState, attempt: int, problems: Sequence[str]) -> None:
-        """Says from where, and which checkpoints were passed over."""
+    def resuming(self, state: RunState, attempt: int, problems: Sequence[str], changed: Sequence[str] = ()) -> None:
+        """Says from where, which checkpoints were passed over, and what is no longer as in the attempt before."""
         for problem in problems:
             self._tell(f"[red]unusable checkpoint[/] {escape(problem)}; going back to the one before")
         where = f"after step {state.step}" if state.step else "from the beginning, since there is no checkpoint yet"
-        self._tell(f"resuming {where}, attempt {attempt}; rollouts that were finished are replayed from the ledger")
+        replay = "rollouts that were finished are replayed from the ledger"
+        if changed:
+            replay = f"[yellow]changed since the last attempt: {', '.join(changed)}[/], so nothing is replayed"
+        self._tell(f"resuming {where}, attempt {attempt}; {replay}")
 
     def died(self, name: str, why: str) -> None:
         """One line; a hang comes with its report."""
         self._tell(f"[yellow]{escape(name)} died and is being replaced[/]{escape(why and f': {why}')}")
 
-    def recovered(self, name: str, seconds: float) -> None:
-        """One line."""
+    def recovered(self, name: str, seconds: float, up_s: float) -> None:
+        """One line; what is beyond the start of a process and the loading of a model is ours."""
         self.recoveries.append((name, seconds))
-        self._tell(f"[yellow]{escape(name)} works again, {seconds:.1f} s after its death was noticed[/]")
+        since = f"{seconds:.1f} s after its death was noticed, {up_s:.1f} s after its successor was up"
+        self._tell(f"[yellow]{escape(name)} works again, {since}[/]")
 
     def restarting(self, death: RlhaikuError) -> None:
         """One line, and why."""
@@ -126,11 +130,15 @@ class ConsoleReporter:
         """Acknowledges the first Ctrl-C."""
         self._console.print("[yellow]finishing this step, then saving; Ctrl-C again to end at once[/]")
 
+    def ended_at_once(self) -> None:
+        """Acknowledges the second Ctrl-C."""
+        self._live.stop()
+        self._tell(f"ended at once; go on from the newest checkpoint with\n  [bold]{self._resume_command()}[/]")
+
     def end(self, comparison: Comparison | None) -> None:
         """Before and after, and how to go on."""
         self._live.stop()
-        command = "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
-        resume = self._resume_with or f"{command} train --resume --output-dir {self._directory}"
+        command, resume = _command(), self._resume_command()
         if comparison is None:
             said = f"interrupted, state saved; go on with\n  [bold]{resume}[/]"
             self._console.print(said, highlight=False, soft_wrap=True)
@@ -150,12 +158,19 @@ class ConsoleReporter:
             highlight=False, soft_wrap=True,
         )
 
+    def _resume_command(self) -> str:
+        return self._resume_with or f"{_command()} train --resume --output-dir {self._directory}"
+
     def _tell(self, said: str) -> None:
         self._console.print(said, highlight=False, soft_wrap=True)
 
     def _eta(self, step: int) -> str:
         left = fmean(self._step_seconds[-10:]) * (self._config.num_steps - step)
         return f"{int(left // 60)}:{int(left % 60):02d}"
+
+
+def _command() -> str:
+    return "rlhaiku" if shutil.which("rlhaiku") else ".venv/bin/rlhaiku"
 
 
 def make_console() -> Console:

@@ -32,7 +32,8 @@ def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, dire
 
 def may_score_inline(spec: RewardSpec) -> bool:
     """Whether the reward is known to be quick enough for the coordinator's own process: ours, without a judge."""
-    return spec.judge is None and all(isinstance(function, HaikuReward) for function, _ in spec.functions)
+    is_ours = all(isinstance(function, HaikuReward) for function, _ in spec.functions)
+    return spec.inline and spec.judge is None and is_ours
 
 
 def judge_settings(config: RunConfig, directory: Path) -> JudgeSettings | None:

@@ -10,7 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.actor import Actor
+from actors.actor import START_TIMEOUT_S, Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
 from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import EngineSpec, TorchEngine
@@ -20,7 +20,7 @@ from actors.reward_worker import RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.trainers.trainer_group import TrainerGroup
-from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for
+from actors.waiting import RayEvents, wait_for, wait_for_start
 from actors.weight_relay import WeightRelay, close, connect
 from actors.weight_slots import shared_directory
 from actors.weight_sync import SharedMemorySync
@@ -52,12 +52,12 @@ def start_actors(
     `watcher` is told of engines and reward workers that died and were replaced.
     """
     timeout_s, watcher = config.cluster.wait_timeout_s, watcher or Unwatched()
-    with shared_directory() as shared, _bundles(placement, timeout_s) as group:
+    with shared_directory() as shared, _bundles(placement, max(timeout_s, START_TIMEOUT_S)) as group:
         spawn = _Spawn(config, placement, reward, Path(shared) / "weights", group)
         engines = Crew("rollout engine", spawn.engine, config.rollout.num_engines, watcher)
         workers = Crew("reward worker", spawn.worker, config.reward.num_workers, watcher)
         trainer = Actor("the trainer", spawn.trainer())
-        events = RayEvents(timeout_s)
+        events = RayEvents(timeout_s, config.judge.give_up_s)
         inline = RewardWorker(reward) if may_score_inline(reward) else None
 
         def everybody() -> list[Actor]:
@@ -65,8 +65,7 @@ def start_actors(
 
         try:
             for actor in everybody():
-                start_s = max(timeout_s, START_TIMEOUT_S)
-                wait_for(actor.handle.__ray_ready__.remote(), start_s, actor, "to start")
+                wait_for_start(actor, timeout_s)
             connect(spawn.relays, timeout_s)
             roles = Roles(
                 rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
@@ -130,8 +129,8 @@ class _Spawn:
         if node == 0:
             return self._weights
         relay, timeout_s = self.relays[node], self._config.cluster.wait_timeout_s
-        limit_s = timeout_s if relay.process() else max(timeout_s, START_TIMEOUT_S)
-        return Path(wait_for(relay.handle.file.remote(), limit_s, relay, "where its slots are"))
+        patience_s = relay.patience_s(timeout_s)
+        return Path(wait_for(relay.handle.file.remote(), patience_s, relay, "where its slots are"))
 
     def _relay(self, node: int) -> Any:  # noqa: ANN401
         cls = self._place(WeightRelay, node, 0)

@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.actor import Actor
+from actors.actor import START_TIMEOUT_S, Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
 from actors.engines.sglang_engine import CONTROL_THREADS, GENERATE, GENERATE_THREADS, SglangSpec, engine_class
 from actors.registry import Registry
@@ -28,7 +28,7 @@ from actors.trainers.megatron_group import Address, MegatronGroup, start_ranks
 from actors.trainers.megatron_trainer import trainer_class
 from actors.trainers.slime_arguments import SlimeRun, slime_arguments
 from actors.trainers.slime_recipe import engine_environment, new_lock, trainer_environment
-from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for, wait_for_all
+from actors.waiting import RayEvents, wait_for, wait_for_all
 from launch.checks import gpu_memory_bytes, resolve_model
 from launch.estimates import activation_bytes, model_shape, trainer_bytes
 from launch.placement import GpuPlacement
@@ -80,7 +80,7 @@ def start_slime_actors(
     with ExitStack() as stack:
         group = placement_group(placement.bundles, strategy="PACK")
         stack.callback(remove_placement_group, group)
-        wait_for(group.ready(), timeout_s, "Ray", f"for {placement.num_gpus} GPUs and {placement.total_cpus} CPU slots")
+        wait_for(group.ready(), start_s, "Ray", f"for {placement.num_gpus} GPUs and {placement.total_cpus} CPU slots")
         spawn = SlimeSpawn(config, placement, reward, args, group)
         ranks: list[Actor] = []
         registry = Actor("the registry", spawn.registry())
@@ -97,7 +97,7 @@ def start_slime_actors(
         handles = [engine.handle for engine in engines.actors]
         wait_for(registry.handle.set_engines.remote(handles, new_lock()), timeout_s, registry, "to take the engines")
         layout = start_ranks(spawn.rank, ranks, len(placement.rank_gpus), args, registry, timeout_s)
-        events = RayEvents(timeout_s)
+        events = RayEvents(timeout_s, config.judge.give_up_s)
         rollouts = RolloutPool(engines, config.rollout.tile_groups, events)
         sync = SlimeSync(ranks, engines, registry, timeout_s)
         sync.before_publish = rollouts.drain

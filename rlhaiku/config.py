@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhaiku.errors import BadInput
+from rlhaiku.files import write_whole
 
 BUNDLED = "bundled"
 """As a path: the model or data set shipped in `rlhaiku/assets`."""
@@ -262,20 +263,27 @@ def config_from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Reads a `config.toml` that `write_config` wrote; raises BadInput if there is none."""
+    """Reads a `config.toml` that `write_config` wrote; raises BadInput if there is none, or only a part of one."""
     if not path.is_file():
         raise BadInput("a run directory holds a config.toml", str(path), "Check the name of the directory.")
-    return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    rule, remedy = "a run's config.toml must be whole", "Bring it back: defaults in its place would be another run."
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no TOML, or no text
+        raise BadInput(rule, f"{path}: {error}", remedy) from None
+    if lacking := RunConfig.model_fields.keys() - tree.keys():
+        raise BadInput(rule, f"{path} without {', '.join(sorted(lacking))}", remedy)
+    return config_from_dict(tree)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Writes every setting, defaults included, as TOML."""
+    """Writes every setting, defaults included, as TOML; raises OutputFailed."""
     tree = config.model_dump()
     lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for name, section in tree.items():
         if isinstance(section, dict):
             lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
 def field_names() -> list[str]:

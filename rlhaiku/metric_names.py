@@ -27,7 +27,7 @@ METRICS: dict[str, str] = {
     "train/num_loss_tokens": "Completion tokens trained on.",
     "train/num_forward_tokens": "Tokens forwarded by the trainer, prompts once per group.",
     "sync/num_bytes": "Weights moved to each engine.",
-    "judge/*": "What the judge client counted since the run began, e.g. `judge/requests`.",
+    "judge/*": "What judge clients counted, e.g. `judge/requests`; from 0 again after a resume or a worker's death.",
     "time/rollout_s": "Seconds the step waited for its groups to be drawn and scored.",
     "time/train_s": "Seconds of the train step.",
     "time/sync_s": "Seconds until every engine confirmed the new weights.",

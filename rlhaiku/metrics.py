@@ -13,7 +13,7 @@ from rlhaiku.advantages import is_zero_variance
 from rlhaiku.batching import BatchResult
 from rlhaiku.checkpoints import RunState
 from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
-from rlhaiku.files import writing
+from rlhaiku.files import write_whole, writing
 from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
 
 EVAL_SCORES = ("structure_mean", "strict_575", "topic_mention", "distinct_2")
@@ -201,13 +201,13 @@ def _keep_rows(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    with writing(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            is_kept = json.loads(line)["step"] <= last_step
+        except (ValueError, KeyError, TypeError):  # cut off, or what a power cut left of it
             break
-        if row["step"] <= last_step:
-            kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+        if is_kept:
+            kept.append(line + b"\n")
+    write_whole(path, b"".join(kept))

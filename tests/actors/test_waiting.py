@@ -157,11 +157,32 @@ def test_an_actor_that_goes_on_giving_signs_may_be_busy_for_longer_than_the_dead
 
 def test_the_clock_stops_while_somebody_is_paused(start):
     worker, events, asked = start("the waiting worker"), RayEvents(timeout_s=0.2), []
-    events.pause_while(lambda: asked.append(1) or len(asked) < 4)
+    wait_for(worker.handle.answer.remote("up"), 30, worker, "to be up")
+    events.pause_while(lambda: asked.append(1) or len(asked) < 4, lambda: [worker])
     events.expect(worker.handle.sleep.remote(60), worker, "a nap", StepTrained)
-    with pytest.raises(ActorDied, match="the waiting worker"):
+    with pytest.raises(ActorDied, match=r"the waiting worker[\s\S]*It last finished: to be up"):
         events.next("scores")
     assert len(asked) >= 4
+
+
+def test_a_pause_ends_and_is_not_for_others(start):
+    """A judge that was given up stays away for good: nobody may hang behind it for as long."""
+    waiting, hanging = start("reward worker 0"), start("the trainer")
+    for actor in (waiting, hanging):
+        wait_for(actor.handle.answer.remote("up"), 30, actor)
+    events, told = RayEvents(timeout_s=0.5, longest_pause_s=3.0), []
+    events.pause_while(lambda: True, lambda: [waiting])
+    for actor in (waiting, hanging):
+        def on_death(death, name=actor.name):
+            told.append(name)
+            events.deliver(StepTrained(name))
+
+        events.expect(actor.handle.sleep.remote(60), actor, "a nap", StepTrained, on_death)
+    begun = time.monotonic()
+    assert events.next("a step").stats == "the trainer"
+    assert time.monotonic() - begun < 3.0
+    assert events.next("scores").stats == "reward worker 0"
+    assert time.monotonic() - begun > 3.0
 
 
 def test_a_death_is_told_to_whoever_can_replace_the_dead(start):
@@ -202,7 +223,7 @@ class FakeWatcher:
     def died(self, name, why):
         self.deaths.append(why)
 
-    def recovered(self, name, seconds):
+    def recovered(self, name, seconds, up_s):
         raise AssertionError("a sync is no work that was lost")
 
 

@@ -16,7 +16,9 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from actors.reward_worker import RewardSpec
 from launch.attempts import Attempts, open_ledger
+from launch.inputs import Inputs
 from launch.start import Cast
 from rlhaiku.checkpoints import CheckpointStore
 from rlhaiku.config import config_from_dict
@@ -173,7 +175,8 @@ def attempt(directory, moments, resume, max_staleness, dies_at):
             CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger),
             reporters=(fuse_reporter(fuse),), sinks=(fuse, ledger, fuse),
         )
-        Attempts(config, directory, around, ledger, Quiet()).until_done(start, resume, None)
+        inputs = Inputs(config, PROMPTS[2:], RewardSpec(()))
+        Attempts(inputs, directory, around, ledger, Quiet()).until_done(start, resume, None)
     return {"moments": fuse.passed, "drawn": sum(engines.asked for engines in asked)}
 
 
