@@ -47,7 +47,7 @@ async def _ask_all(config: RunConfig, url: str, model: str, rows: list[dict[str,
     endpoint = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=CONCURRENT_REQUESTS),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=START_S),
+        timeout=aiohttp.ClientTimeout(total=6 * START_S, sock_connect=30, sock_read=START_S),
         headers=headers,
     ) as session:
         try:
