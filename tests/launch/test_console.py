@@ -5,7 +5,10 @@ from collections import deque
 import pytest
 from rich.console import Console
 
+from launch.console import ConsoleReporter
 from launch.live import LiveView, sparkline
+from rlhaiku.checkpoints import RunState
+from rlhaiku.config import load_config
 from rlhaiku.health import advise
 
 ROW = {
@@ -37,6 +40,16 @@ def test_the_live_view_has_everything_in_four_lines():
     assert "structure 0.75  strict 0.25  flat groups 0.12  staleness 0.00  unscored 0" in lines[2]
     assert "rollout 1.00 s  train 2.00 s  sync 0.01 s  2500 tok/s" in lines[3]
     assert lines[3].index(" ") == 25, "the bar is 24 blocks and one for a phase too short to see"
+
+
+def test_an_end_at_once_and_a_changed_input_are_said(capsys, tmp_path):
+    console = ConsoleReporter(load_config("laptop"), tmp_path / "run")
+    console.resuming(RunState(5, 5), 2, ["step-000010: damaged"], ["settings", "reward"])
+    console.ended_at_once()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "unusable checkpoint step-000010: damaged; going back" in out
+    assert "changed since the last attempt: settings, reward, so nothing is replayed" in out
+    assert f"train --resume --output-dir {tmp_path / 'run'}" in out
 
 
 def test_a_log_has_no_live_view(capsys):

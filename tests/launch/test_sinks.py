@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from launch import sinks
 from launch.checks import check_sinks
 from launch.sinks import open_sinks
 from rlhaiku.batching import make_batch
@@ -70,6 +72,23 @@ def test_wandb_offline_keeps_project_group_and_numbers(tmp_path):
     data = kept.read_bytes()
     for expected in (b"haiku", b"first", b"reward/mean", b"time/rollout_s"):
         assert expected in data
+
+
+def test_an_upload_that_does_not_end_is_left_behind_with_the_way_to_send_it(tmp_path, monkeypatch, capsys):
+    over = threading.Event()
+
+    class Run:
+        dir = str(tmp_path / "wandb" / "run-1" / "files")
+
+        def finish(self):
+            over.wait(30)
+
+    monkeypatch.setattr(sinks, "FINISH_S", 0.05)
+    log = object.__new__(sinks.WandbLog)
+    log._run = Run()
+    log.close()
+    assert f"wandb sync {tmp_path / 'wandb' / 'run-1'}" in capsys.readouterr().out
+    over.set()
 
 
 def test_wandb_without_a_key_is_refused_before_anything_starts(monkeypatch):

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +14,7 @@ from rlhaiku.config import (
     read_config,
     write_config,
 )
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import BadInput, OutputFailed
 
 FROZEN = """
 seed num_steps model.path data.path rollout.engine rollout.num_engines rollout.threads_per_engine
@@ -51,6 +54,36 @@ def test_written_config_reads_back_equal(preset, tmp_path):
     config = load_config(preset, ['model.path=a "quoted" \\ path', 'output.sinks=["tensorboard", "wandb:a/b"]'])
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
+
+
+def test_settings_that_were_cut_off_are_refused(tmp_path):
+    path = tmp_path / "config.toml"
+    write_config(load_config("laptop"), path)
+    whole = path.read_bytes()
+    for size in range(0, whole.index(b"[output]"), 7):  # the sections come one after another, `output` last
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=r"config\.toml must be whole.*Bring it back"):
+            read_config(path)
+    path.write_bytes(b"\xff\x00" + whole)
+    with pytest.raises(BadInput, match="must be whole"):
+        read_config(path)
+
+
+def test_settings_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    config = load_config("laptop")
+    write_config(config, path)
+    before = path.stat()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    write_config(config, path)
+    assert path.stat() == before, "what is there already is not written again"
+    with pytest.raises(OutputFailed, match=r"config\.toml: No space left on device[\s\S]*--resume"):
+        write_config(load_config("laptop", ["seed=1"]), path)
+    assert read_config(path) == config
 
 
 @given(st.text(), st.floats(1e-9, 1e9))
