@@ -257,3 +257,21 @@ def test_a_sync_is_verified_on_every_engine():
     assert watcher.deaths == ["a test"]
     for actor in (trainer, *good.actors, *mixed.actors):
         ray.kill(actor.handle)
+
+
+class SlowSide(Side):
+    """Loads its model for longer than any answer may take."""
+
+    def __init__(self, checksum):
+        time.sleep(3)
+        super().__init__(checksum)
+
+
+def test_an_engine_that_starts_inside_a_sync_may_load_its_model():
+    options = {"num_cpus": 0, "concurrency_groups": {"control": 1}}
+    trainer = Actor("the trainer", ray.remote(**options)(Side).remote(7))
+    wait_for(trainer.handle.send_weights.remote(0), 30, trainer, "to be up")
+    engines = Crew("engine", lambda place: ray.remote(**options)(SlowSide).remote(7), 1, FakeWatcher())
+    assert SharedMemorySync(trainer, engines, [], timeout_s=1.5).publish(4).checksum == 7
+    for actor in (trainer, *engines.actors):
+        ray.kill(actor.handle)
