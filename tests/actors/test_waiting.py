@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,13 +202,32 @@ def test_a_death_is_told_to_whoever_can_replace_the_dead(start):
 def test_deaths_that_repeat_in_one_place_end_the_run():
     crew = Crew("engine", lambda place: ray.remote(num_cpus=0)(Worker).remote(), 2)
     death = ActorDied("it fell over")
+    pid = wait_for(crew.actors[1].handle.pid.remote(), 30, "engine 1")
     for _ in range(MAX_DEATHS - 1):
         crew.replace(crew.actors[1], death)
+    assert_gone(pid)  # whose connection was lost must not work beside its successor
     crew.replace(crew.actors[0], death)
     with pytest.raises(CrashLoop, match=r"engine 1 must not die 3 times in a row; the last time: it fell over"):
         crew.replace(crew.actors[1], death)
     for actor in crew.actors:
         ray.kill(actor.handle)
+
+
+def test_only_an_actor_of_this_node_is_struck(start):
+    worker = start()
+    assert wait_for(worker.handle.answer.remote("up"), 30, worker) == "up"
+    process = worker.process()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        worker._process = replace(process, pid=stranger.pid)  # as if its number had been given away
+        assert not worker.strike()
+        assert stranger.poll() is None
+        stranger.kill()
+    worker._process = replace(process, node_id="another")
+    assert not worker.strike()
+    worker._process = process
+    assert worker.strike()
+    assert_gone(process.pid)
+    assert not worker.strike()
 
 
 def assert_gone(pid):

@@ -54,7 +54,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(machine):
     (["config.toml", "checkpoints/step-000005"], "Add --resume", ""),
     (["checkpoints/step-000005"], "Bring its config.toml back, or choose a new", "Bring its config.toml back"),
     (["ledger.sqlite", "metrics.jsonl"], "Bring its config.toml back", "Bring its config.toml back"),
-], ids=" ".join)
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_every_directory_can_be_started_in_or_resumed_or_says_what_is_missing(tmp_path, there, starts, resumes):
     for name in there:
         (tmp_path / name).parent.mkdir(exist_ok=True)
