@@ -219,7 +219,8 @@ class RayEvents:
         for pause in self._pauses:
             pause.saw(pending.actor)
         try:
-            value = wait_for(ref, self._timeout_s, pending.actor, pending.doing)
+            value = wait_for(ref, self._timeout_s, pending.actor, f"for {pending.doing}")
+            pending.actor.finished(pending.doing)
         except ActorDied as death:
             if pending.on_death is None:
                 raise

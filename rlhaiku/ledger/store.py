@@ -144,7 +144,7 @@ class Ledger:
         """Starts the next attempt from a checkpoint of `resumed_step` train steps; returns its number, from 1.
 
         Rows of `resumed_step` and later steps leave the lineage; they stay readable, and attempts of the same
-        `fingerprint` (of the settings that decide the weights) can recall them.
+        `fingerprint` (of all that decides the weights) can recall them.
         Raises LedgerUnusable when the ledger lacks a step that the checkpoint has.
         """
         self._check_reaches(resumed_step)
