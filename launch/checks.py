@@ -14,6 +14,7 @@ from rlhaiku.errors import BadInput
 from rlhaiku.ledger.schema import LEDGER_FILE
 
 DRIVER_S = 30.0
+INSTALL = ".venv/bin/pip install -e"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,7 +60,7 @@ def check_backends(config: RunConfig) -> None:
         rule = f"cluster.gpus_per_node={needed} needs {'an NVIDIA GPU' if needed == 1 else f'{needed} NVIDIA GPUs'}"
         raise BadInput(rule, f"nvidia-smi finds {found or 'none'}", other)
     if config.rollout.engine == "vllm" and find_spec("vllm") is None:
-        remedy = "pip install 'rlhaiku[local,vllm]', or set rollout.engine=torch."
+        remedy = f"{INSTALL} '.[local,vllm]', or set rollout.engine=torch."
         raise BadInput("rollout.engine=vllm needs vLLM", "not installed", remedy)
     if is_slime(config):
         check_slime()
@@ -139,7 +140,7 @@ def check_sinks(config: RunConfig) -> None:
     for sink in config.output.sinks:
         package = sink.partition(":")[0]
         if not find_spec(package):
-            remedy = f"Install it with: pip install 'rlhaiku[{package}]'"
+            remedy = f"Install it with: {INSTALL} '.[{package}]'"
             raise BadInput(f"output.sinks needs the package {package}", sink, remedy)
         offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
         if package == "wandb" and not offline and not os.environ.get("WANDB_API_KEY"):

@@ -54,10 +54,8 @@ def train(
     directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
     check_run(config, directory, resume)
     from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
-    from launch.report import try_report
 
     result = run(config, output_dir=directory, resume=resume, chaos=chaos)
-    Console(soft_wrap=True).print(escape(try_report(directory)), highlight=False)
     if not result.finished:
         raise typer.Exit(130)
 
@@ -92,7 +90,7 @@ def evaluate(
         from launch.evaluate_url import evaluate_url
 
         summary = evaluate_url(load_config("laptop", overrides or []), url, model)
-        make_console().print(describe(summary), highlight=False, soft_wrap=True)
+        make_console().print(Text(describe(summary)), highlight=False, soft_wrap=True)
         result = summary.to_dict()
     else:
         from launch.evaluate import evaluate_pair

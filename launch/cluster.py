@@ -121,14 +121,12 @@ def train(
             config = with_overrides(read_config(kept.local / "config.toml"), overrides)
         from launch.local import Hooks
         from launch.local import run as run_here
-        from launch.report import try_report
 
         resume_with = f"modal run launch/cluster.py --stage train --preset {preset} --run {kept.remote.name} --resume"
         result = run_here(
             config, output_dir=kept.local, resume=kept.has_checkpoint, hooks=Hooks(kept.keep, is_late, resume_with),
             **from_value(own),
         )
-        print(try_report(kept.local))
         kept.keep()
     if not result.finished:
         saved = f"{kept.remote.name} stopped after step {result.state.step} and is saved"

@@ -17,7 +17,8 @@ from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
 from launch.placement import GpuPlacement, Placement
 from launch.ray_runtime import local_ray
-from launch.rewards import may_score_inline, reward_spec
+from launch.report import try_report
+from launch.rewards import as_run, may_score_inline, reward_spec
 from launch.start import Cast, start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, write_config
@@ -76,13 +77,16 @@ def run(
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)
     spec = reward_spec(config, reward, rubric, directory.absolute())  # actors may have started elsewhere
+    config = as_run(config, reward, rubric)
     prompts, eval_prompts = load_prompts(config)
     hooks = hooks or Hooks()
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
         write_config(config, directory / "config.toml")
         console = stack.enter_context(ConsoleReporter(config, directory, spec.judge, hooks.resume_with))
-        console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
+        console.header(
+            placement.describe(), len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0
+        )
         stack.enter_context(local_ray(placement.total_cpus, placement.num_gpus))
         is_asked = stack.enter_context(_stop_on_signal(console))
         around = Surroundings(
@@ -97,7 +101,7 @@ def run(
         state = attempts.until_done(lambda: start_for(config, placement, spec, console), resume, chaos)
     finished = state.step == config.num_steps
     comparison = RunFiles(directory, config.output.poems_interval, state.step).compare(state.step) if finished else None
-    console.end(comparison)
+    console.end(comparison, try_report(directory))
     return RunResult(directory, state, finished, comparison, tuple(console.recoveries))
 
 

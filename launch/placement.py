@@ -5,6 +5,7 @@ cores. In a synchronous run engines and trainer take turns and each side may use
 and share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhaiku.config import RunConfig
@@ -56,6 +57,23 @@ class Placement:
         """Of a card, for each engine and for the trainer: Ray counts shares, memory is what each takes."""
         return round(self.num_gpus / (len(self.engine_cpus) + 1), 4)
 
+    def describe(self) -> str:
+        """Who is where, in words."""
+        engines, workers = len(self.engine_cpus), len(self.reward_cpus)
+        alike = f"{_many(engines, 'engine')} {{}}, {_many(workers, 'reward worker')}"
+        if self.num_gpus:
+            return alike.format("and the trainer on GPU 0")
+        if self.num_nodes == 1:
+            each = " each" if engines > 1 else ""
+            return alike.format(f"on {self.engine_cpus[0]} CPU{each}, trainer on {self.trainer_cpus}")
+        nodes = []
+        for node in range(self.num_nodes):
+            who = ["trainer"] if node == 0 else []
+            who += [f"engine {place}" for place in range(engines) if self.engine_node(place) == node]
+            who += [f"reward worker {place}" for place in range(workers) if self.worker_node(place) == node]
+            nodes.append(f"node {node}: {', '.join(who) or 'nobody'}")
+        return "; ".join(nodes)
+
     @property
     def total_cpus(self) -> int:
         """Ray CPU slots the run asks for; a synchronous run's exceed the cores because its actors take turns."""
@@ -106,10 +124,28 @@ class GpuPlacement:
         cards = [{"GPU": 1.0, "CPU": 1.0} for _ in range(self.num_gpus)]
         return [*cards, *({"CPU": float(cpus)} for cpus in self.reward_cpus)]
 
+    def describe(self) -> str:
+        """Who is where, in words."""
+        workers = f"{_many(len(self.reward_cpus), 'reward worker')} on CPUs"
+        if self.gpus_per_engine == 1 and self.engine_gpus == self.rank_gpus:
+            return f"engine i and trainer rank i on GPU i, {self.num_gpus} of them; {workers}"
+        engines = f"engines on GPU {_places(range(len(self.engine_gpus) * self.gpus_per_engine))}"
+        each = "" if self.gpus_per_engine == 1 else f", {self.gpus_per_engine} each"
+        return f"{engines}{each}; trainer ranks on GPU {_places(self.rank_gpus)}; {workers}"
+
     @property
     def total_cpus(self) -> int:
         """Ray CPU slots: processes, not cores; a card's two actors share one."""
         return self.num_gpus + sum(self.reward_cpus)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _places(gpus: Sequence[int]) -> str:
+    """Neighbouring cards as `first-last`."""
+    return str(gpus[0]) if len(gpus) == 1 else f"{gpus[0]}-{gpus[-1]}"
 
 
 def is_slime(config: RunConfig) -> bool:

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from launch.estimates import COMPLETION_TOKENS, ENGINE_SHARE, PROMPT_TOKENS, TRAINER_SHARE
 from launch.plan import PREALLOCATED, Plan
@@ -14,8 +15,8 @@ def plan_view(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_machines(plan), _settings(plan)]
     if plan.gpus:
         parts += [_cards(plan), _memory(plan), _time(plan)]
-    parts += [f"[dim]note[/] {note}" for note in plan.notes]
-    parts += [f"[red]refused[/] {reason}" for reason in plan.refusals]
+    parts += [Text.assemble(("note", "dim"), f" {note}") for note in plan.notes]
+    parts += [Text.assemble(("refused", "red"), f" {reason}") for reason in plan.refusals]
     return Group(*parts)
 
 
@@ -23,11 +24,11 @@ def _machines(plan: Plan) -> Panel:
     resources = plan.resources
     volumes = "\n          ".join(f"{name} at {path}" for name, path in resources.paths.volumes.items())
     return Panel(
-        f"machines  {resources.nodes} x {resources.gpu or 'CPU'}, {resources.timeout_s / 3600:.1f} h an attempt\n"
+        Text(f"machines  {resources.nodes} x {resources.gpu or 'CPU'}, {resources.timeout_s / 3600:.1f} h an attempt\n"
         f"image     {resources.image}\n"
         f"volumes   {volumes}\n"
         f"secrets   {', '.join(plan.secrets) or 'none'}\n"
-        f"model     {plan.config.model.path}, {plan.parameters / 1e9:.3f} billion parameters",
+        f"model     {plan.config.model.path}, {plan.parameters / 1e9:.3f} billion parameters"),
         title="rlhaiku plan", title_align="left", expand=False,
     )  # fmt: skip
 
@@ -37,7 +38,7 @@ def _settings(plan: Plan) -> Table:
     table.add_column("setting")
     table.add_column("value", overflow="fold")
     for name, value, _ in describe_settings(plan.config):
-        table.add_row(name, value.replace("[", "\\["))
+        table.add_row(name, Text(value))
     return table
 
 

@@ -1,6 +1,8 @@
 """From settings and environment to what the reward workers do."""
 
 import importlib
+import os
+import sys
 from pathlib import Path
 
 from actors.reward_worker import RewardFn, RewardSpec
@@ -10,6 +12,8 @@ from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.judge import JudgeSettings, as_rubric, from_environment, load_rubric
 
 HAIKU = "haiku"
+OWN = "own:"
+"""Marks, in a run's `config.toml`, a function or rubric that came from Python and that nobody else can import."""
 
 
 def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, directory: Path) -> RewardSpec:
@@ -21,13 +25,42 @@ def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, dire
     """
     if reward is not None and rubric is None:
         return RewardSpec(((reward, 1.0),))
-    functions = tuple((_function(name, config), weight) for name, weight in config.reward.functions.items())
+    given = None if reward is None else name_of(reward)  # a resumed run's configuration has it already
+    configured = [(name, weight) for name, weight in config.reward.functions.items() if name != given]
+    functions = tuple((_function(name, config), weight) for name, weight in configured)
     functions += () if reward is None else ((reward, 1.0),)
-    if HAIKU not in config.reward.functions:
+    if all(name != HAIKU for name, _ in configured):
         return RewardSpec(functions)
     if rubric is None and config.judge.rubric:
+        _refuse_own("judge.rubric", config.judge.rubric, "rubric")
+        _find_modules_here()
         rubric = load_rubric(config.judge.rubric)
     return RewardSpec(functions, judge_settings(config, directory), None if rubric is None else as_rubric(rubric))
+
+
+def as_run(config: RunConfig, reward: RewardFn | None, rubric: object) -> RunConfig:
+    """The configuration with what came from Python named in it, so that a resume without it is refused."""
+    functions = dict(config.reward.functions) if reward is None or rubric is not None else {}
+    if reward is not None:
+        functions[name_of(reward)] = 1.0
+    judge = config.judge if rubric is None else config.judge.model_copy(update={"rubric": name_of(rubric)})
+    named = config.reward.model_copy(update={"functions": functions})
+    return config.model_copy(update={"reward": named, "judge": judge})
+
+
+def name_of(thing: object) -> str:
+    """`package.module:name` of what can be imported under it, `own:name` of anything else."""
+    name: str = getattr(thing, "__name__", type(thing).__name__)
+    module = getattr(thing, "__module__", "__main__")
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is thing:
+        return f"{module}:{name}"
+    return OWN + name
+
+
+def from_python(config: RunConfig) -> dict[str, str]:
+    """By argument of `launch.local.run`, the names of what only Python can give this run again."""
+    named = [("reward", name) for name in config.reward.functions] + [("rubric", config.judge.rubric)]
+    return {argument: name.removeprefix(OWN) for argument, name in named if name.startswith(OWN)}
 
 
 def may_score_inline(spec: RewardSpec) -> bool:
@@ -55,6 +88,8 @@ def _function(name: str, config: RunConfig) -> RewardFn:
     if name == HAIKU:
         reward = config.reward
         return HaikuReward(reward.topic_weight, reward.mode, reward.gate, reward.dictionary)
+    _refuse_own("reward.functions", name, "reward")
+    _find_modules_here()
     module, colon, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute) if colon else None
@@ -64,3 +99,22 @@ def _function(name: str, config: RunConfig) -> RewardFn:
         raise BadInput("reward.functions takes `haiku` or package.module:name", name, "Name a function(prompt, text).")
     made: RewardFn = function
     return made
+
+
+def _refuse_own(setting: str, name: str, argument: str) -> None:
+    if name.startswith(OWN):
+        own = name.removeprefix(OWN)
+        remedy = f"Go on with it from Python: run(config, {argument}={own}, output_dir=..., resume=True)."
+        raise BadInput(f"{setting} must be importable, but this run was given a {argument} from Python", own, remedy)
+
+
+def _find_modules_here() -> None:
+    """Lets this process and the actors it will start import from the working directory, as `python -m` does.
+
+    The `rlhaiku` command is a script in `.venv/bin`, so Python looks for modules there instead.
+    """
+    here, path = os.getcwd(), os.environ.get("PYTHONPATH", "")
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if here not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, path)))

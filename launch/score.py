@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launch.console import make_console
+from launch.console import make_console, visible
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.dataset import user_prompt
 from rlhaiku.haiku.dictionary import Dictionary, load_dictionary
@@ -115,6 +115,7 @@ def _words_view(line: ShownLine) -> Text:
     """Two rows: the syllables, each above the middle of its word, and the words."""
     above, below = Text(), Text()
     for chunk, count in line.counts:
+        chunk = visible(chunk)
         width = max(cell_len(chunk), len(count))
         above.append(count.center(width) + " ", style="magenta" if count.startswith("~") else "cyan")
         below.append(set_cell_size(chunk, width) + " ", style="" if line.target is not None else "dim")

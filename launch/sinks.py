@@ -50,7 +50,9 @@ class TensorBoardLog:
         """What was written after `resumed_step` is declared void: those steps are made again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1)
+        # From the beginning, the evaluation before the first step is made again too.
+        purge_step = resumed_step + 1 if resumed_step else 0
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=purge_step)
 
     def write(self, row: Mapping[str, float], step: int) -> None:
         """One scalar a name; on disk at once, so that a running TensorBoard sees it."""

@@ -300,6 +300,17 @@ def describe_settings(config: RunConfig) -> list[tuple[str, str, str]]:
     return rows
 
 
+def nearest_preset(config: RunConfig) -> tuple[str, list[str]]:
+    """The shipped preset that a configuration differs from in the fewest settings, and those settings."""
+    mine = {key: value for key, value, _ in describe_settings(config)}
+    changed = {
+        name: [key for key, value, _ in describe_settings(load_config(name)) if mine[key] != value]
+        for name in preset_names()
+    }
+    name = min(changed, key=lambda name: len(changed[name]))
+    return name, changed[name]
+
+
 def fingerprint(config: RunConfig) -> str:
     """SHA-256 of the settings that decide the weights: equal for runs that differ in where and how watched they are."""
     tree = config.model_dump(exclude={

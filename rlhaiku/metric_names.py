@@ -1,11 +1,12 @@
 """The one table of metric names: what `metrics.jsonl`, TensorBoard, W&B and the report call a number, and what it is.
 
+`metrics.jsonl` has one row a train step; the `eval/` numbers are in `eval/step-NNNNNN.json`, and in the other two.
 Names are `part/quantity_unit`. A name that ends in `*` stands for a family: which members there are depends on the
 reward and on the judge.
 """
 
 METRICS: dict[str, str] = {
-    "step": "Train steps done; rows of an evaluation carry the step after which it was made.",
+    "step": "Train steps done; an evaluation carries the step after which it was made.",
     "weight_version": "Weight syncs so far: the version the engines hold after the step.",
     "reward/mean": "Mean total reward over the step's scored completions.",
     "reward/std": "Standard deviation of the total reward over the step's scored completions.",

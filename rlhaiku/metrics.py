@@ -113,7 +113,7 @@ class RunFiles:
         content = {"summary": summarize(answers_of(groups)).to_dict(), "samples": list(sample_rows(state.step, groups))}
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=1))
+            _write(path, content)
 
     def compare(self, last_step: int) -> Comparison:
         """The evaluation after `last_step` against the one before the first; also writes `eval/summary.json`."""
@@ -121,7 +121,7 @@ class RunFiles:
         comparison = compare(base, trained)
         path = self._directory / "eval" / "summary.json"
         with writing(path):
-            path.write_text(json.dumps(comparison.to_dict(), indent=1))
+            _write(path, comparison.to_dict())
         return comparison
 
     def _evaluation_file(self, step: int) -> Path:
@@ -189,6 +189,13 @@ def _is_flat(rewards: Sequence[Reward]) -> bool:
 def _read_answers(path: Path) -> list[Answer]:
     rows = json.loads(path.read_text())["samples"]
     return [Answer(row["prompt_id"], row["topic"], row["text"]) for row in rows]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """All of it or nothing: somebody may be reading, and a crash may come."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -27,7 +27,9 @@ def test_the_experiment_runs(cluster, config, tmp_path, monkeypatch, capsys):
     assert asked == [("laptop", ["num_steps=30"])]
     rewards = [row for row in (tmp_path / "runs/sea/metrics.jsonl").read_text().splitlines() if "reward/mean" in row]
     assert len(rewards) == config.num_steps
-    assert "Comparison(" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Comparison(" in said and "reward=sea_words" in said
+    assert (tmp_path / "runs/sea/report.html").is_file() and (tmp_path / "runs/sea/report/reward.png").is_file()
 
 
 def test_every_linked_file_is_there():
