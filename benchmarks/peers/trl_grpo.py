@@ -8,11 +8,18 @@
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhaiku.haiku.reward import HaikuReward
@@ -21,6 +28,7 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
+SAVE_INTERVAL = SETTINGS.get("save_interval", 0)
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
 
@@ -30,27 +38,32 @@ def haiku(completions: list[str], topic: list[str], text: list[str], **_: object
 
 
 class Clock(TrainerCallback):
-    """Seconds from one optimizer step's end to the next: generation, scoring and training."""
+    """Seconds from one optimizer step's end to the next: generation, scoring and training; saving is not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.seconds: list[float] = []
         self.last = time.perf_counter()
+        self.tokenizer = tokenizer
 
-    def on_step_end(self, *_: object, **__: object) -> None:
-        """A step is done."""
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.last = now
+    def on_step_end(self, *_: object, model: PreTrainedModel, **__: object) -> None:
+        """A step is done; every `save_interval` of them the model is kept as `step-NNNNNN`."""
+        self.seconds.append(time.perf_counter() - self.last)
+        if SAVE_INTERVAL and len(self.seconds) % SAVE_INTERVAL == 0:
+            directory = Path(SETTINGS["output_dir"]) / f"step-{len(self.seconds):06d}"
+            model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
+        self.last = time.perf_counter()
 
 
 def main() -> None:
     """Trains for the given number of steps."""
     torch.set_num_threads(SETTINGS["threads"])
     rows = SETTINGS["prompts"]
-    clock = Clock()
+    tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"], padding_side="left")
+    clock = Clock(tokenizer)
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(SETTINGS["model"], dtype=torch.float32),
-        processing_class=AutoTokenizer.from_pretrained(SETTINGS["model"], padding_side="left"),
+        processing_class=tokenizer,
         reward_funcs=[haiku],
         train_dataset=Dataset.from_list([{"prompt": r["text"], "topic": r["topic"], "text": r["text"]} for r in rows]),
         callbacks=[clock],
@@ -86,11 +99,10 @@ def main() -> None:
     )
     clock.last = time.perf_counter()
     trainer.train()
-    if SETTINGS.get("save"):
-        trainer.save_model(str(Path(SETTINGS["output_dir"]) / "final"))
     history = trainer.state.log_history
     print(json.dumps({
         "seconds": clock.seconds,
+        "packages": {name: version(name) for name in ("trl", "torch", "transformers", "accelerate")},
         "reward": [row["reward"] for row in history if "reward" in row],
         "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
     }))
