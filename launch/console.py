@@ -4,9 +4,11 @@ Whatever comes from outside (poems, topics, paths, errors) is shown as text: it 
 terminal.
 """
 
+import re
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from itertools import starmap
@@ -97,6 +99,8 @@ class ConsoleReporter:
         else:
             self._print_line(report, row)
         if step % self._config.output.poems_interval == 0:
+            if self._live.is_on:  # its steps leave no lines behind
+                self._tell((f"step {step}", "dim"))
             self._console.print(_poems(report.groups[:2]))
         for name, advice in advise(row).items():
             if name not in self._advised or step - self._advised[name] > HEALTHY_STEPS:
@@ -116,8 +120,9 @@ class ConsoleReporter:
         )  # fmt: skip
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
-        """One line."""
-        self._tell(("eval", "bold cyan"), f" after step {state.step}: {describe(summarize(answers_of(groups)))}")
+        """One line; on a terminal that is too narrow, more of them."""
+        said = f" after step {state.step}: {describe(summarize(answers_of(groups)))}"
+        self._tell(("eval", "bold cyan"), _folded(said, self._console.width - 4) if self._console.is_terminal else said)
 
     def resuming(self, state: RunState, attempt: int, problems: Sequence[str]) -> None:
         """Says from where, and which checkpoints were passed over."""
@@ -194,6 +199,13 @@ class ConsoleReporter:
 def visible(text: str) -> str:
     """The text with control characters, but for line ends and tabs, as pictures: it cannot steer a terminal."""
     return text.translate(CONTROLS)
+
+
+def _folded(text: str, width: int) -> str:
+    """The text in lines of that width, broken where there are two spaces."""
+    glued = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(glued, width, subsequent_indent="    ", drop_whitespace=True)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def rlhaiku_here() -> str:

@@ -161,6 +161,17 @@ def test_a_log_has_one_plain_line_a_step_and_poems_now_and_then(reporter):
     assert poems[0].split() == ["topic0", "topic1"] and "poem 0" in poems[1]
 
 
+def test_an_evaluation_is_one_line_in_a_log_and_folded_between_its_numbers_on_a_terminal(reporter):
+    groups = report(1).groups
+    log, terminal = reporter(), reporter(terminal=True, width=80)
+    log.evaluation(RunState(40, 40), groups)
+    terminal.evaluation(RunState(40, 40), groups)
+    assert log.said().count("\n") == 1
+    lines = terminal.said().splitlines()
+    assert len(lines) == 2 and all(len(line) <= 80 for line in lines)
+    assert log.said().split() == terminal.said().split() and lines[1].startswith("    topic ")
+
+
 def test_a_terminal_that_cannot_move_its_cursor_gets_the_lines_of_a_log(reporter, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     told = reporter(terminal=True)
