@@ -1,6 +1,6 @@
 """How long until a held-out reward that is fixed beforehand: TRL's GRPOTrainer's seconds over ours.
 
-    python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 30] [--seeds 0 1 2]
+    python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2]
                                         [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
 
 Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
@@ -123,7 +123,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peer-python", required=True)
     made.add_argument("--target", type=float, default=0.9, help="structure x legitimacy on the held-out prompts")
-    made.add_argument("--steps", type=int, default=30, help="of both sides, at most")
+    made.add_argument("--steps", type=int, default=25, help="of both sides, at most")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--set", nargs="*", default=[], help="settings for both sides, e.g. trainer.lr=1e-5")
     made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
@@ -132,6 +132,7 @@ def main() -> None:
     results = begin(options)
     if options.smoke:
         options.seeds, options.steps, options.target = [1], EVALUATE_EVERY, 0.0
+        options.set = ["rollout.groups_per_step=2", "rollout.tile_groups=2", "evaluation.num_prompts=4", *options.set]
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         for seed in options.seeds:
