@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, computed_field
 
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before anybody imports transformers
 ROOT = Path(__file__).parents[1]
 LATEST = ROOT / "benchmarks" / "latest.jsonl"
 SETTLE_S = 120.0
