@@ -78,8 +78,8 @@ def curve(directory: Path, seconds: list[float]) -> list[Point]:
 
 
 def first_as_good(points: list[Point], target: float) -> float | None:
-    """Seconds until the first evaluation that reaches `target`; None if none does."""
-    return next((seconds for _, seconds, reached in points if reached >= target), None)
+    """Seconds until the first evaluation after a step that reaches `target`; None if none does."""
+    return next((seconds for step, seconds, reached in points if step and reached >= target), None)
 
 
 def peer_curve(options: argparse.Namespace, config: RunConfig, scratch: Path) -> tuple[list[Point], dict[str, Any]]:
