@@ -15,7 +15,7 @@ from actors.registry import Registry
 from actors.slime_pin import SLIME_COMMIT, SLIME_IMAGE
 from rlhaiku.errors import BadInput
 
-NEEDED = ("slime", "megatron", "sglang")
+NEEDED = ("slime", "megatron.core", "megatron.training", "sglang")
 ANSWER = (
     "rollout_engines", "rollout_engine_lock", "num_new_engines",
     "engine_gpu_counts", "engine_gpu_offsets", "engine_parallel_configs",
@@ -78,7 +78,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def check_slime() -> None:
     """Raises BadInput, naming every difference, unless slime is installed and keeps the contract."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in NEEDED if not _is_there(name)]
     if missing:
         remedy = f"Use the image {SLIME_IMAGE.partition('@')[0]}, or put slime and Megatron on PYTHONPATH."
         raise BadInput("the Megatron trainer needs slime, Megatron and SGLang", f"no {', no '.join(missing)}", remedy)
@@ -118,10 +118,19 @@ def commit_of(root: Path) -> str | None:
     return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")  # type: ignore[no-any-return]
 
 
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
+
+
 def _source_root() -> Path:
+    """Of the places where Python looks for slime's modules, the one that has them: a folder of that name is no slime."""
     spec = find_spec("slime")
     assert spec and spec.submodule_search_locations
-    return Path(next(iter(spec.submodule_search_locations)))
+    places = [Path(place) for place in spec.submodule_search_locations]
+    return next((place for place in places if (place / TRAINER).is_file()), places[0])
 
 
 def _callback_differences(tree: ast.Module) -> Iterator[str]:

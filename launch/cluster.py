@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import modal
 
-from actors.slime_pin import CHECK_OUT_SLIME
+from actors.slime_pin import CHECK_OUT_SLIME, PUT_SLIME_ON_PATH
 from launch.resources import MAX_RETRIES, PINS, Resources, local_secrets
 
 RESOURCES = Resources.from_environment()
@@ -31,7 +31,7 @@ HOUR_S = 3600
 image = (
     modal.Image.from_registry(RESOURCES.image)
     .entrypoint([])
-    .run_commands(CHECK_OUT_SLIME)
+    .run_commands(CHECK_OUT_SLIME, PUT_SLIME_ON_PATH)
     .uv_pip_install(*PINS, uv_version="0.9.7")
     .env(RESOURCES.environment)
     # Everything of the packages: presets, the syllable table and the embedded prompts are not Python files.

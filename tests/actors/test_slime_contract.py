@@ -1,10 +1,23 @@
 """The start-up check, on source trees made here: one that keeps the contract, and that one changed."""
 
+import os
+import subprocess
+import venv
+from pathlib import Path
+
 import pytest
 
 from actors import slime_contract
 from actors.slime_contract import ANSWER, CALLS, TRAINER, check_slime, commit_of, contract_differences
-from actors.slime_pin import CHECK_OUT_SLIME, MEGATRON_COMMIT, SLIME_COMMIT, SLIME_IMAGE
+from actors.slime_pin import (
+    CHECK_OUT_SLIME,
+    MEGATRON_COMMIT,
+    MEGATRON_HOME,
+    PUT_SLIME_ON_PATH,
+    SLIME_COMMIT,
+    SLIME_HOME,
+    SLIME_IMAGE,
+)
 from rlhaiku.errors import BadInput
 
 CALLBACK = f"""
@@ -73,6 +86,50 @@ def test_the_check_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(slime_contract, "find_spec", lambda name: None if name == "sglang" else object())
     with pytest.raises(BadInput, match=r"no sglang.*slimerl/slime"):
         check_slime()
+
+
+def test_megatron_without_its_training_is_missing(monkeypatch, tmp_path):
+    (tmp_path / "megatron" / "core").mkdir(parents=True)
+    (tmp_path / "megatron" / "core" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInput, match=r"no megatron\.training"):
+        check_slime()
+
+
+@pytest.mark.parametrize("is_package", [True, False])
+def test_the_repository_beside_us_is_not_taken_for_the_package(slime, tmp_path, monkeypatch, is_package):
+    """Modal has the folder on the path in which the image keeps slime's repository."""
+    repository = tmp_path / "root" / "slime"
+    repository.mkdir(parents=True)
+    slime.rename(repository / "slime")
+    if is_package:
+        (repository / "slime" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(repository)
+    monkeypatch.syspath_prepend(repository.parent)
+    assert slime_contract._source_root() == repository / "slime"
+
+
+def test_the_image_finds_slime_and_megatron_with_their_parent_on_the_path(tmp_path):
+    """The image's own command, run for a Python of our own; the trees are where the image has them but for `root`."""
+    root = tmp_path / "root"
+    for home, package in ((SLIME_HOME, "slime"), (MEGATRON_HOME, "megatron/training")):
+        directory = tmp_path / home.lstrip("/") / package
+        directory.mkdir(parents=True)
+        (directory / "__init__.py").touch()
+    venv.create(tmp_path / "venv", with_pip=False)
+    environment = {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    ask = "import slime, megatron.training; print(slime.__file__, megatron.training.__file__)"
+
+    def found():
+        command = ["python", "-c", ask]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False).stdout
+
+    assert "None" in found() or not found(), "what Modal's path alone comes to"
+    command = PUT_SLIME_ON_PATH.replace("/root/", f"{root}/")
+    subprocess.run(["sh", "-ec", command], env=environment, check=True)
+    slime_file, megatron_file = map(Path, found().split())
+    assert slime_file == tmp_path / SLIME_HOME.lstrip("/") / "slime" / "__init__.py"
+    assert megatron_file == tmp_path / MEGATRON_HOME.lstrip("/") / "megatron" / "training" / "__init__.py"
 
 
 def test_the_check_says_what_differs_and_in_which_commit(slime, monkeypatch):

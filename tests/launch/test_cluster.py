@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from actors.slime_pin import CHECK_OUT_SLIME, SLIME_IMAGE
+from actors.slime_pin import CHECK_OUT_SLIME, PUT_SLIME_ON_PATH, SLIME_IMAGE
 from rlhaiku.config import read_config
 from rlhaiku.ledger import LEDGER_FILE
 
@@ -186,7 +186,9 @@ def test_stages_before_training_use_no_gpu(launch):
 def test_the_image_is_pinned(launch, offline):
     commands = offline.plane.dockerfile(launch.functions["train"].image_id)
     assert commands[0] == f"FROM {SLIME_IMAGE}" and "@sha256:" in SLIME_IMAGE
-    assert any(CHECK_OUT_SLIME in line for line in commands)
+    assert [line for line in commands if line in (f"RUN {CHECK_OUT_SLIME}", f"RUN {PUT_SLIME_ON_PATH}")] == [
+        f"RUN {CHECK_OUT_SLIME}", f"RUN {PUT_SLIME_ON_PATH}",
+    ]  # fmt: skip
     [install] = [line for line in commands if "uv pip install" in line]
     assert "pydantic==2.14.3" in install and not {">", "<"} & set(install)
     assert any("ghcr.io/astral-sh/uv:0.9.7" in line for line in commands)
