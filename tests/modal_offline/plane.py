@@ -214,6 +214,8 @@ class Plane:
         name = request.deployment_name
         if name and name not in self.named_secrets:
             raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'")
+        if missing := set(request.required_keys) - set(self.named_secrets.get(name, ())):
+            raise GRPCError(Status.FAILED_PRECONDITION, f"Secret '{name}' has no {sorted(missing)}")
         secret_id = self.new("st", *([name] if name else []))
         self.secrets[secret_id] = self.named_secrets[name] if name else dict(request.env_dict)
         return pb.SecretGetOrCreateResponse(secret_id=secret_id, metadata=pb.SecretMetadata(name=name))

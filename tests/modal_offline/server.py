@@ -46,6 +46,7 @@ class OfflineModal:
         return own | self._environment | {
             "MODAL_SERVER_URL": self.plane.url, "MODAL_TOKEN_ID": "ak-offline", "MODAL_TOKEN_SECRET": "as-offline",
             "MODAL_CONFIG_PATH": "/nonexistent", "PYTHONPATH": str(ROOT), "COLUMNS": "200",
+            "RLHAIKU_PYTHON": f"{sys.version_info[0]}.{sys.version_info[1]}",  # the containers run this one
         }  # fmt: skip
 
     def popen(self, *arguments: str, **environment: str) -> subprocess.Popen:
