@@ -30,7 +30,7 @@ from actors.trainers.slime_arguments import SlimeRun, slime_arguments
 from actors.trainers.slime_recipe import engine_environment, new_lock, trainer_environment
 from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for, wait_for_all
 from launch.checks import gpu_memory_bytes, resolve_model
-from launch.estimates import activation_bytes, model_shape, trainer_bytes
+from launch.estimates import engine_share, model_shape
 from launch.placement import GpuPlacement
 from launch.rewards import may_score_inline
 from launch.start import Cast
@@ -39,9 +39,6 @@ from rlhaiku.roles import Roles
 
 ENGINE_SHARE, RANK_SHARE, PROBE_SHARE = 0.2, 0.4, 0.01
 """Of a card and its CPU slot, as Ray counts; what each really takes is memory."""
-OF_WHAT_IS_LEFT, ALONE = 0.6, 0.85
-"""Engine memory: of what a trainer leaves of a shared card, and of a card of its own."""
-MOST, LEAST = 0.4, 0.1
 WITHOUT_FLASHINFER = (
     *("--sglang-attention-backend", "triton", "--sglang-sampling-backend", "pytorch"),
     *("--sglang-grammar-backend", "none"),
@@ -135,14 +132,8 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
 
 
 def _engine_memory(config: RunConfig, num_ranks: int) -> float:
-    """Share of a card for an engine: what a trainer's weights, gradients and optimizer leave, with room beside it."""
-    if not config.cluster.colocate:
-        return ALONE
-    shape = model_shape(_local_model(config.model.path))
-    taken = sum(trainer_bytes(shape, num_ranks, config.algorithm.kl_coef > 0).values())
-    taken += activation_bytes(shape, config.trainer.micro_batch_tokens)
-    share = OF_WHAT_IS_LEFT * (1 - taken / gpu_memory_bytes())
-    return round(min(MOST, max(LEAST, share)), 3)
+    """As `rlhaiku plan` has it, of the card that is really there."""
+    return engine_share(config, model_shape(_local_model(config.model.path)), num_ranks, gpu_memory_bytes())
 
 
 def _local_model(path: str) -> str:
