@@ -73,7 +73,7 @@ def report(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913  (each is an option)
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")
     ] = None,
@@ -81,6 +81,10 @@ def evaluate(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     url: Annotated[str, typer.Option(help="Score what a server serves instead, e.g. launch/serve.py.")] = "",
+    preset: Annotated[str, typer.Option(help="Whose evaluation; by default the run's, with --url reference.")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Whose held-out prompts, as `rlhaiku prepare` wrote them; by default the run's.")
+    ] = None,
     model: Annotated[str, typer.Option(help="With --url: what the server calls the model.")] = "qwen3-4b-haiku",
 ) -> None:
     """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL."""
@@ -88,10 +92,11 @@ def evaluate(
 
     if bool(url) == bool(checkpoint):
         raise BadInput("evaluate takes a checkpoint or --url", f"{checkpoint} and {url!r}", "Give one of them.")
+    overrides = [*([f"data.path={data}"] if data else []), *(overrides or [])]
     if url:
         from launch.evaluate_url import evaluate_url
 
-        summary = evaluate_url(load_config("laptop", overrides or []), url, model)
+        summary = evaluate_url(load_config(preset or "reference", overrides), url, model)
         make_console().print(describe(summary), highlight=False, soft_wrap=True)
         result = summary.to_dict()
     else:
@@ -100,8 +105,8 @@ def evaluate(
         assert checkpoint is not None
         trained = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
         of_run = checkpoint.resolve().parents[1] / "config.toml"
-        config = read_config(of_run) if of_run.is_file() else load_config("laptop")
-        config = with_overrides(config, overrides or [])
+        config = read_config(of_run) if of_run.is_file() and not preset else load_config(preset or "laptop")
+        config = with_overrides(config, overrides)
         comparison = evaluate_pair(config, base=base or config.model.path, trained=str(trained))
         make_console().print(comparison_view(comparison))
         result = comparison.to_dict()

@@ -118,7 +118,7 @@ def test_a_hugging_face_id_is_served_without_the_volume_and_the_judge_shares_it_
     judge = offline.plane.function("rlhaiku-judge", "serve")
     assert judge.max_concurrent_inputs == 64 and not judge.webhook_config.requires_proxy_auth
     assert {offline.plane.volumes[mount.volume_id] for mount in judge.volume_mounts} == names
-    assert offline.plane.dockerfile(judge.image_id)[0].startswith("FROM nvidia/cuda:12.8.0")
+    assert offline.plane.dockerfile(judge.image_id)[0].startswith("FROM nvidia/cuda:12.8.1")
 
 
 def printed(code, **environment):
@@ -133,14 +133,14 @@ def printed(code, **environment):
 
 def test_the_judge_is_started_as_it_always_was():
     assert json.loads(printed("import json, judge; print(json.dumps(judge.judge_argv()))")) == JUDGE
-    shell = printed("import judge; print(judge.judge_argv()[2])", RLHAIKU_JUDGE_MODEL="a model; rm -rf /")
-    assert shell == "a model; rm -rf /\n", "one argument: there is no shell"
+    shell = printed("import judge; print(judge.judge_argv()[2])", RLHAIKU_JUDGE_MODEL="/a model; rm -rf /")
+    assert shell == "/a model; rm -rf /\n", "one argument: there is no shell"
 
 
 def test_the_container_comes_to_the_choices_of_the_deployment():
     chosen = {f"RLHAIKU_JUDGE_{name}": value for name, value in {
         "MODEL": "/m", "SERVED_NAME": "other", "GPU": "A100", "GPU_COUNT": "2", "EAGER": "1", "PUBLIC": "1",
-        "VLLM_ARGS": "--a 'b c'", "PORT": "1",
+        "VLLM_ARGS": "--a 'b c'", "PORT": "1", "SECRETS": "hub,other",
     }.items()}  # fmt: skip
     assert eval(printed("import judge; print(judge.SERVER.environment)", **chosen)) == chosen
 
