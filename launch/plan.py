@@ -246,7 +246,7 @@ def _machine_refusals(config: RunConfig, resources: Resources) -> Iterator[str]:
     try:
         count = resources.gpus_per_node
         if cluster.gpus_per_node not in (0, count):
-            yield f"cluster.gpus_per_node is {cluster.gpus_per_node}, RLHAIKU_GPU is {resources.gpu}"
+            yield f"cluster.gpus_per_node is {cluster.gpus_per_node}, RLHAIKU_GPU is {resources.gpu or 'empty'}"
         if resources.nodes > 1 and count < MAX_NODE_GPUS:
             yield f"several nodes are whole hosts of {MAX_NODE_GPUS} GPUs each; RLHAIKU_GPU is {resources.gpu!r}"
     except BadInput as error:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from actors.slime_pin import CHECK_OUT_SLIME, PUT_SLIME_ON_PATH, SLIME_IMAGE
 from rlhaiku.config import read_config
 from rlhaiku.ledger import LEDGER_FILE
+from tests.modal_offline.containers import Host
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -60,10 +61,13 @@ def command_lines():
 
 
 @pytest.fixture(scope="module")
-def tutorial(offline, judge_server):
+def tutorial(offline, judge_server, vllm_on_path, new_port, tmp_path_factory):
     """The notebook, beside the launch below: both wait more than they compute."""
-    chosen = {"PRESET": "laptop", "SOURCE": "embedded", "SETTINGS": f"{TINY} num_steps=2"}
+    chosen = {"PRESET": "laptop", "SOURCE": "embedded", "SETTINGS": f"{TINY} num_steps=2",
+              "DATA": str(tmp_path_factory.mktemp("data"))}
     environment = {f"TUTORIAL_{name}": value for name, value in chosen.items()} | SECRETS
+    environment |= {"RLHAIKU_SERVE_PORT": new_port(), "RLHAIKU_SERVE_MODAL_KEY": "PLANTEDservekey"}
+    offline.plane.hosts[0] = Host(image={"PATH": str(vllm_on_path)})
     with subprocess.Popen(
         [sys.executable, "-W", "error::DeprecationWarning", "launch/tutorial.py"], cwd=ROOT, text=True,
         env=offline.environment | environment | {"LLM_JUDGE_URL": judge_server.url},
@@ -152,6 +156,10 @@ def test_the_tutorial_runs_cell_by_cell(tutorial, offline, judge_server):
     output, _ = tutorial.communicate(timeout=200)
     assert tutorial.returncode == 0, output
     assert "exact 5-7-5" in output and "after: " in output and "Deprecat" not in output
+    assert "qwen3-4b-haiku at http" in output and "(4 prompts x 1)" in output, "what is served was scored"
+    [call] = offline.plane.web.values()
+    served = json.loads((call.containers[0].home / "vllm.json").read_text())[2]
+    assert served == f"{offline.plane.root}/vol/runs/tutorial/checkpoints/step-000002/hf"
     run = offline.plane.volume("rlhaiku-runs") / "tutorial"
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     for sample in samples:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from launch.cli import app as cli
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
-VLLM = ROOT / "tests" / "launch" / "vllm_stand_in.py"
 SERVE = [
     *("--served-model-name", "qwen3-4b-haiku", "--host", "0.0.0.0", "--port", "{port}"),
     *("--tensor-parallel-size", "1", "--max-num-seqs", "32", "--uvicorn-log-level", "warning"),
@@ -30,30 +28,20 @@ JUDGE = [
 ]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def served(offline, tmp_path_factory):
+def served(offline, vllm_on_path, new_port):
     """`modal deploy launch/serve.py` over a volume with two checkpoints; its container has a `vllm` on its PATH."""
-    binaries = tmp_path_factory.mktemp("bin")
-    vllm = binaries / "vllm"
-    vllm.write_text(f"#!/bin/sh\nexec {sys.executable} {VLLM} \"$@\"\n")
-    vllm.chmod(vllm.stat().st_mode | stat.S_IXUSR)
     checkpoints = offline.plane.volume("rlhaiku-runs") / "served" / "checkpoints"
     for step in (2, 4):
         save_tiny_model(checkpoints / f"step-{step:06d}" / "hf")
         (checkpoints / f"step-{step:06d}" / "coordinator.json").write_text("{}")
-    port = free_port()
+    port = new_port()
     chosen = {"RUN": "served", "PORT": port, "EAGER": "1", "VLLM_ARGS": "--max-model-len 2048"}
     environment = {f"RLHAIKU_SERVE_{name}": value for name, value in chosen.items()}
     status, output = offline.run("deploy", "launch/serve.py", **environment)
     assert status == 0, output
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{vllm_on_path}:{os.environ['PATH']}")
         call = offline.serve("rlhaiku-serve", "serve")
         offline.wait_for(lambda: answers(port), 60)
     yield port, json.loads((call.containers[0].home / "vllm.json").read_text())

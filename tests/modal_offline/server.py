@@ -110,6 +110,7 @@ class OfflineModal:
         self.plane.url = f"http://127.0.0.1:{self._server._server.sockets[0].getsockname()[1]}"
         storage = web.Application(client_max_size=1 << 30)
         storage.router.add_put("/{blob}", self.plane.put_blob)
+        storage.router.add_route("*", "/web/{function}/{path:.*}", self.plane.pass_on)
         self._storage = web.AppRunner(storage)
         await self._storage.setup()
         site = web.TCPSite(self._storage, "127.0.0.1", 0)
