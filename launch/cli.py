@@ -73,7 +73,7 @@ def report(
 
 
 @app.command()
-def evaluate(  # noqa: PLR0913  (each is an option)
+def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A run's checkpoints/step-NNNNNN, or any Hugging Face directory.")
     ] = None,
@@ -82,17 +82,18 @@ def evaluate(  # noqa: PLR0913  (each is an option)
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     url: Annotated[str, typer.Option(help="Score what a server serves instead, e.g. launch/serve.py.")] = "",
     preset: Annotated[str, typer.Option(help="Whose evaluation; by default the run's, with --url reference.")] = "",
-    data: Annotated[
-        Path | None, typer.Option(help="Whose held-out prompts, as `rlhaiku prepare` wrote them; by default the run's.")
-    ] = None,
     model: Annotated[str, typer.Option(help="With --url: what the server calls the model.")] = "qwen3-4b-haiku",
 ) -> None:
-    """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL."""
+    """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL.
+
+    A URL does not say what a run was trained on: `--set data.path=DIRECTORY` names its prompts, as `rlhaiku prepare`
+    wrote them.
+    """
     from launch.console import comparison_view, describe, make_console
 
     if bool(url) == bool(checkpoint):
         raise BadInput("evaluate takes a checkpoint or --url", f"{checkpoint} and {url!r}", "Give one of them.")
-    overrides = [*([f"data.path={data}"] if data else []), *(overrides or [])]
+    overrides = overrides or []
     if url:
         from launch.evaluate_url import evaluate_url
 

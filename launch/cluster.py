@@ -112,7 +112,8 @@ def train(
     """One run. Every attempt, first or not, goes on from what the volume has.
 
     `run`: its name on the volume; `own`: `by_value(reward=..., rubric=...)`; `source`, `split`: which of the prepared
-    data sets, if this begins a run. What a retry cannot help comes back as a value: `cluster_run.summary_of` raises it.
+    data sets, if this begins a run. What a retry cannot help comes back as a value, and is printed: whoever calls this
+    from Python raises it with `cluster_run.summary_of`.
     """
     from launch.cluster_run import FINAL, Order, as_value
 
@@ -188,30 +189,33 @@ def _hold(watch: Callable[[], None]) -> None:
 
 
 @app.local_entrypoint()
-def main(  # noqa: PLR0913  (each is an option)
+def main(
     stage: Literal["all", "download", "prepare", "convert", "train"] = "all",
     preset: str = "reference",
     steps: int | None = None,
     resume: bool = False,
     run: str = "",
-    source: Literal["statworx/haiku", "embedded"] = "statworx/haiku",
-    split: Literal["topics", "tutorial"] = "topics",
+    source: Literal["statworx/haiku", "statworx/haiku:tutorial", "embedded"] = "statworx/haiku",
     settings: str = "",
 ) -> None:
-    """One stage or all; `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`."""
+    """One stage or all; `--settings 'rollout.group_size=16 trainer.lr=2e-6'` changes any of `rlhaiku settings`.
+
+    `--source`: the prompts; `:tutorial` splits them as the tutorial did, by row, and not by topic.
+    """
     from launch.cluster_run import Order, summary_of
     from rlhaiku.errors import BadInput, RlhaikuError
 
     if steps:
         settings += f" num_steps={steps}"
-    order = Order(preset, settings, run, resume, "", source, split)
+    prompts, _, split = source.partition(":")
+    order = Order(preset, settings, run, resume, "", prompts, split or "topics")
     try:
         if stage in ("all", "train") and not resume:  # what a resumed run needs, only the volume knows
             order.config(None, RESOURCES)  # before anything is paid for
         if stage in ("all", "download"):
             download_model.remote(preset, settings)
         if stage in ("all", "prepare"):
-            prepare_dataset.remote(source, split)
+            prepare_dataset.remote(order.source, order.split)
         if stage in ("all", "convert"):
             convert_checkpoint.remote(preset, settings)
         if stage in ("all", "train"):

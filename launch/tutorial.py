@@ -17,6 +17,7 @@
 import os
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import modal
 
@@ -30,7 +31,7 @@ from rlhaiku.haiku.statworx import prepare
 
 PRESET = os.environ.get("TUTORIAL_PRESET", "reference")
 SOURCE = os.environ.get("TUTORIAL_SOURCE", "statworx/haiku")
-SPLIT = "topics"
+SPLIT: Literal["topics", "tutorial"] = "topics"
 RUN = os.environ.get("TUTORIAL_RUN", "tutorial")
 SETTINGS = os.environ.get("TUTORIAL_SETTINGS", "num_steps=50")
 DATA = Path(os.environ.get("TUTORIAL_DATA", "data")) / SOURCE.replace("/", "--")
@@ -104,7 +105,7 @@ print(f"{serving.SERVER.served_name} at {url}")
 
 # %% [markdown]
 # ## Score what is served
-# The same held-out prompts, prepared here as they were there, as `rlhaiku evaluate --url URL --data DIRECTORY` does it.
+# The same held-out prompts, prepared here as they were there; so does `rlhaiku evaluate --url URL --set data.path=...`.
 
 # %%
 prepare(DATA, SOURCE, SPLIT)

@@ -210,6 +210,34 @@ def test_the_dashboard_is_forwarded_once_it_is_locked(stage, monkeypatch, capsys
     assert "dashboard at https://tunnel" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("source", "prepared"), [
+    ("statworx/haiku", ("statworx/haiku", "topics")), ("statworx/haiku:tutorial", ("statworx/haiku", "tutorial")),
+    ("embedded", ("embedded", "topics")),
+])
+def test_main_prepares_and_trains_on_the_same_prompts(stage, monkeypatch, source, prepared):
+    asked = []
+    monkeypatch.setattr(stage.module, "prepare_dataset", SimpleNamespace(remote=lambda *args: asked.append(args)))
+    stage.module.main(stage="prepare", preset="laptop", source=source)
+    assert asked == [prepared]
+
+    def train(**arguments):
+        asked.append((arguments["source"], arguments["split"]))
+        return {"error": CrashLoop("again")}
+
+    monkeypatch.setattr(stage.module, "train", SimpleNamespace(remote=train))
+    with pytest.raises(SystemExit) as end:
+        stage.module.main(stage="train", preset="laptop", source=source)
+    assert asked == [prepared] * 2 and end.value.code == 1
+
+
+def test_main_ends_with_2_for_a_mistake_that_only_the_cluster_sees(stage, monkeypatch, capsys):
+    answer = {"error": BadInput("--run must not", "mine", "Choose.")}
+    monkeypatch.setattr(stage.module, "train", SimpleNamespace(remote=lambda **_: answer))
+    with pytest.raises(SystemExit) as end:
+        stage.module.main(stage="train", preset="laptop", resume=True)
+    assert end.value.code == 2 and capsys.readouterr().err == "error --run must not; got 'mine'. Choose.\n"
+
+
 def test_an_order_keeps_what_is_on_the_volume(stage):
     kept = stage.keep_a_run("mine", "data.path=bundled")
     order = Order("reference", "", "mine", True, "", "embedded", "topics")

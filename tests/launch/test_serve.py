@@ -94,19 +94,25 @@ def test_the_serve_function_as_modal_sees_it(served, offline):
 
 
 def test_a_hugging_face_id_is_served_without_the_volume_and_the_judge_shares_it_all(offline):
-    serve = {"RLHAIKU_SERVE_MODEL": "Qwen/Qwen3-0.6B", "RLHAIKU_SERVE_GPU": "A100", "RLHAIKU_SERVE_GPU_COUNT": "2"}
+    serve = {"RLHAIKU_SERVE_MODEL": "Qwen/Qwen3-0.6B", "RLHAIKU_SERVE_GPU": "A100", "RLHAIKU_SERVE_GPU_COUNT": "2",
+             "HF_TOKEN": "hf_PLANTEDserve", "RLHAIKU_SERVE_SECRETS": "hub"}
+    offline.plane.named_secrets["hub"] = {"OTHER": "value"}
     status, output = offline.run("deploy", "--name", "smoke", "launch/serve.py", **serve)
     assert status == 0, output
     function = offline.plane.function("smoke", "serve")
     names = {offline.plane.volumes[mount.volume_id] for mount in function.volume_mounts}
     assert names == {"huggingface-cache", "vllm-cache"}
     assert (function.resources.gpu_config.gpu_type, function.resources.gpu_config.count) == ("A100", 2)
+    given = [offline.plane.secrets[secret] for secret in function.secret_ids]
+    assert given == [{"HF_TOKEN": "hf_PLANTEDserve"}, {"OTHER": "value"}]
     status, output = offline.run("deploy", "launch/judge.py", RLHAIKU_JUDGE_PUBLIC="1")
     assert status == 0, output
     judge = offline.plane.function("rlhaiku-judge", "serve")
     assert judge.max_concurrent_inputs == 64 and not judge.webhook_config.requires_proxy_auth
     assert {offline.plane.volumes[mount.volume_id] for mount in judge.volume_mounts} == names
-    assert offline.plane.dockerfile(judge.image_id)[0].startswith("FROM nvidia/cuda:12.8.1")
+    commands = offline.plane.dockerfile(judge.image_id)
+    assert commands[0].startswith("FROM nvidia/cuda:12.8.1") and "@sha256:" in commands[0]
+    assert any("ghcr.io/astral-sh/uv:0.9.7" in line for line in commands)
 
 
 def printed(code, **environment):
@@ -140,6 +146,16 @@ def test_the_container_comes_to_the_choices_of_the_deployment():
 def test_a_directory_that_holds_no_model_is_refused(environment, message, tmp_path):
     said = printed("import serve; serve.model_to_serve()", RLHAIKU_VOLUMES=str(tmp_path), **environment)
     assert "FileNotFoundError" in said and message in said
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("GPU_COUNT", "9", "a web server cannot be clustered; got '9'"),
+    ("GPU_COUNT", "two", "1 to 8"),
+    ("MODEL", "./runs/x", "got './runs/x'"),
+    ("MODEL", "runs/x/hf", "a hub id like owner/name"),
+])
+def test_what_cannot_be_served_is_refused_before_it_is_deployed(name, value, message):
+    assert message in printed("import serve", **{f"RLHAIKU_SERVE_{name}": value})
 
 
 def test_the_judge_has_the_name_that_clients_ask_for():

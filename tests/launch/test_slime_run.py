@@ -14,6 +14,7 @@ from launch.placement import plan_gpus
 from rlhaiku.config import load_config, read_config, with_overrides, write_config
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger import Ledger
+from tests.launch.test_cluster import SECRETS, planted_in, planted_in_what_runs
 from tests.modal_offline.containers import Host
 
 ROOT = Path(__file__).parents[2]
@@ -193,21 +194,32 @@ def test_modal_run_of_the_reference_preset_trains_on_the_cards_of_its_container(
              "SLIME_OFFLINE": str(tmp_path / "facts")}
     settings = [*SLIME, *MODAL, "rollout.groups_per_step=4", "rollout.tile_groups=2"]
     ordinary, offline.plane.hosts[0] = offline.plane.hosts[0], Host(image=image)
+    run = offline.plane.volume("rlhaiku-runs") / "slime"
+    arguments = ("--preset", "reference", "--source", "embedded", "--run", "slime", "--settings", " ".join(settings))
     try:
-        status, output = offline.run(
-            "run", "launch/cluster.py", "--preset", "reference", "--source", "embedded", "--run", "slime",
-            "--settings", " ".join(settings), RLHAIKU_GPU="H100:2",
-        )  # fmt: skip
+        with offline.popen("run", "launch/cluster.py", *arguments, **SECRETS, RLHAIKU_GPU="H100:2") as process:
+            offline.wait_for(lambda: process.poll() is not None or (run / "checkpoints" / "step-000001").exists())
+            leaks, num_logs = planted_in_what_runs()
+            output, _ = process.communicate(timeout=LIMIT_S)
     finally:
         offline.plane.hosts[0] = ordinary
-    assert status == 0, output
-    run = offline.plane.volume("rlhaiku-runs") / "slime"
+    assert process.returncode == 0 and "Deprecat" not in output, output
+    assert num_logs > 5 and leaks == [] and "PLANTED" not in output
+    assert planted_in(tmp_path, offline.plane.root) == [], "what actors were started with is in there"
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert (run / "checkpoints" / "step-000002" / "hf" / "config.json").exists()
     engines, ranks = (facts_of(tmp_path / "facts", kind) for kind in ("engine", "rank"))
     assert sorted((each["index"], *each["gpus"]) for each in engines) == [(0, 0), (1, 1)]
     assert sorted((each["index"], *each["gpus"]) for each in ranks) == [(0, 0), (1, 1)]
     assert all(each["env"]["NCCL_CUMEM_ENABLE"] == "0" for each in ranks)
+
+
+def test_what_actors_are_started_with_holds_no_secret():
+    """Ray keeps and logs a runtime_env."""
+    code = "from actors.trainers.slime_recipe import *; print(engine_environment() | trainer_environment())"
+    environment = os.environ | SECRETS | {"PYTHONPATH": f"{FAKES}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "NCCL_CUMEM_ENABLE" in done.stdout and "PLANTED" not in done.stdout
 
 
 def test_cards_of_the_reference_run():
