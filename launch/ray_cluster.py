@@ -34,7 +34,8 @@ OPEN_FILES, LEAST_OPEN_FILES = 65536, 4096
 """Ray's own advice for a head, and what some tens of actors need at least."""
 OLDEST_RAY = (2, 54)
 """As pyproject.toml has it."""
-DASHBOARD_S = 30.0
+DASHBOARD_S = 60.0
+"""For the dashboard to come up; it starts beside the rest of Ray."""
 WATCH_S = 5.0
 FINISH_S = 60.0
 """For a driver that has lost a node to finish its step and save."""
@@ -222,16 +223,29 @@ def set_environment(has_dashboard: bool) -> None:
 
 
 def check_dashboard_is_locked(port: int = DASHBOARD_PORT) -> None:
-    """Asks the dashboard without a token, and raises RunFailed unless it refuses: it is about to become public."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=DASHBOARD_S) as response:
-            status = response.status
-    except urllib.error.HTTPError as refusal:
-        status = refusal.code
-    except OSError as error:
-        raise RunFailed(f"the dashboard on port {port} does not answer: {error}") from None
+    """Asks the dashboard without a token, once it is there: it is about to become public.
+
+    Raises BadInput unless it refuses, RunFailed if it never answers.
+    """
+    deadline = time.monotonic() + DASHBOARD_S
+    while (status := _status(f"http://127.0.0.1:{port}/api/jobs/")) is None:
+        if time.monotonic() > deadline:
+            raise RunFailed(f"the dashboard must answer on port {port}; it has not for {DASHBOARD_S:.0f} s")
+        time.sleep(0.2)
     if status != 401:
-        raise RunFailed(f"a dashboard is forwarded only if it refuses whoever has no token (401); it answered {status}")
+        raise BadInput("a dashboard is forwarded only if it refuses whoever has no token, with status 401", status,
+                       "Choose another RLHAIKU_IMAGE, or leave RLHAIKU_DASHBOARD out.")
+
+
+def _status(url: str) -> int | None:
+    """Of a GET on this machine; None if nobody answers."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+    except OSError:
+        return None
 
 
 def _check_machine() -> None:

@@ -199,7 +199,7 @@ def dashboard_that_answers(status):
     return HTTPServer(("127.0.0.1", 0), Dashboard)
 
 
-@pytest.mark.parametrize(("status", "message"), [(401, None), (200, "answered 200"), (403, "answered 403")])
+@pytest.mark.parametrize(("status", "message"), [(401, None), (200, "401; got 200"), (403, "401; got 403")])
 def test_a_dashboard_is_forwarded_only_if_it_refuses_strangers(status, message):
     with dashboard_that_answers(status) as server:
         threading.Thread(target=server.handle_request).start()
@@ -207,10 +207,11 @@ def test_a_dashboard_is_forwarded_only_if_it_refuses_strangers(status, message):
         if message is None:
             ray_cluster.check_dashboard_is_locked(port)
             return
-        with pytest.raises(RunFailed, match=message):
+        with pytest.raises(BadInput, match=message):
             ray_cluster.check_dashboard_is_locked(port)
 
 
-def test_a_dashboard_that_is_not_there_is_not_forwarded(new_port):
-    with pytest.raises(RunFailed, match="does not answer"):
+def test_a_dashboard_that_is_not_there_is_not_forwarded(new_port, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "DASHBOARD_S", 0.3)
+    with pytest.raises(RunFailed, match="must answer on port"):
         ray_cluster.check_dashboard_is_locked(int(new_port()))
