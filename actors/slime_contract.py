@@ -126,7 +126,7 @@ def _is_there(name: str) -> bool:
 
 
 def _source_root() -> Path:
-    """Of the places where Python looks for slime's modules, the one that has them: a folder of that name is no slime."""
+    """Of the places where Python looks for slime, the one that has its files: a folder of that name is no slime."""
     spec = find_spec("slime")
     assert spec and spec.submodule_search_locations
     places = [Path(place) for place in spec.submodule_search_locations]
