@@ -36,6 +36,8 @@ class Actor:
         self.last_sign_s = time.monotonic()
         """When it last finished something, or was given work while idle; on the monotonic clock."""
         self.killed_because = ""
+        self.is_successor = False
+        """It took a dead one's place: not being able to start is then one more death, not a wrong setting."""
         # Asked now, while it surely answers; Ray runs it as soon as the actor is up.
         self._process_ref = handle.__ray_call__.remote(_whereabouts)
         self._process: Process | None = None

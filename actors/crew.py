@@ -64,6 +64,7 @@ class Crew:
             self._died_s[place] = time.monotonic()
         self._watcher.died(str(dead), dead.killed_because)
         self.actors[place] = self._start(place)
+        self.actors[place].is_successor = True
 
     def _start(self, place: int) -> Actor:
         return Actor(f"{self._who} {place}", self._spawn(place))

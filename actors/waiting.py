@@ -29,8 +29,8 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
     """The value of a Ray reference, or of each in a list; `doing`: what was asked.
 
     After `timeout_s` seconds an Actor is killed and ActorDied raised; for others, WaitTimeout. Raises ActorDied also
-    when the actor is gone, ActorFailed when it raised something that is not ours or could not start; our own errors
-    pass through.
+    when the actor is gone, or is a successor that could not start; ActorFailed when it raised something that is not
+    ours or could not start; our own errors pass through.
     """
     asked = f", asked {doing}," if doing else ""
     try:
@@ -49,11 +49,12 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
             raise ActorDied(f"{who}{asked} lost somebody it needed: {error.cause}") from None
         raise ActorFailed(f"{who}{asked} raised:\n{error}") from None
     except RayActorError as error:
-        if error.actor_init_failed:
+        if error.actor_init_failed and not (isinstance(who, Actor) and who.is_successor):
             raise ActorFailed(f"{who} could not start:\n{error}") from None
         because = who.killed_because if isinstance(who, Actor) else ""
-        first_line = str(error).partition("\n")[0]  # the rest is Ray's guesses at the cause
-        raise ActorDied(because or f"{who}{asked} died: {first_line}") from None
+        said = str(error).strip().splitlines()
+        cause = said[-1] if error.actor_init_failed else said[0]  # of a process that is gone, the rest is guesses
+        raise ActorDied(because or f"{who}{asked} died: {cause}") from None
 
 
 def wait_for_all(

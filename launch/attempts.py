@@ -18,7 +18,7 @@ from launch.start import Cast
 from rlhaiku.checkpoints import RunState, read_state
 from rlhaiku.config import RunConfig, fingerprint
 from rlhaiku.coordinator import Coordinator, Surroundings
-from rlhaiku.errors import ActorDied, CrashLoop
+from rlhaiku.errors import ActorDied, ActorFailed, CrashLoop
 from rlhaiku.ledger import LEDGER_FILE, Ledger, ReplayingRollouts
 from rlhaiku.metrics import RunFiles
 
@@ -57,7 +57,13 @@ class Attempts:
         self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None, died_s: float | None
     ) -> RunState:
         with ExitStack() as stack:
-            cast = stack.enter_context(start())
+            try:
+                cast = stack.enter_context(start())
+            except ActorFailed as failure:
+                if died_s is None:
+                    raise
+                # The first attempt could start: this one meets what the dead left, e.g. a card's memory not free yet.
+                raise ActorDied(f"a run that is started again must start: {failure}") from failure
             stack.enter_context(killing(cast.actors, chaos))
             coordinator = self._prepare(cast, resume, stack)
             if died_s is not None:

@@ -112,6 +112,21 @@ def test_an_actor_that_cannot_start_is_not_a_death():
     assert not isinstance(error.value, ActorDied), "starting it again would not help"
 
 
+def test_a_successor_that_cannot_start_died_and_in_the_end_is_a_crash_loop(start):
+    crew = Crew("engine", lambda place: ray.remote(num_cpus=0)(Broken).remote(), 1)
+    crew.actors[0] = start("engine 0")
+    deaths = []
+    with pytest.raises(CrashLoop, match="no such model"):
+        crew.replace(crew.actors[0], ActorDied("the first"))
+        while True:
+            successor = crew.actors[0]
+            with pytest.raises(ActorDied, match="no such model") as death:
+                wait_for(successor.handle.__ray_ready__.remote(), 30, successor)
+            deaths.append(death.value)
+            crew.replace(successor, death.value)
+    assert len(deaths) == MAX_DEATHS - 1
+
+
 def test_events_come_in_order_of_arrival(start):
     slow, quick = start("the slow one"), start("the quick one")
     events = RayEvents(timeout_s=30)

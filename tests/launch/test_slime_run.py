@@ -162,12 +162,14 @@ def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(
     run.until(lambda: len(run.metrics()) == 1)
     (run.facts / "hold").touch()
     time.sleep(0.5)
+    (run.facts / "fail-engine-start").touch()  # its first successor does not even start
     os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)  # while it draws, as far as it can be arranged
     time.sleep(0.5)
     (run.facts / "hold").unlink()
     run.until(lambda: len(run.metrics()) == 2)
     os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
     run.finish()
+    assert not (run.facts / "fail-engine-start").exists()
     assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2  # the trainer stayed
     assert "RECOVERED ['rollout engine" in run.said
     assert len(run.metrics()) == 3
@@ -226,3 +228,11 @@ def test_cards_of_a_split_run():
 def test_engines_that_leave_no_card_are_refused(overrides):
     with pytest.raises(BadInput, match="engines and trainer"):
         plan_gpus(load_config("reference", overrides))
+
+
+def test_cards_of_engines_and_copies_that_take_several():
+    overrides = ["cluster.colocate=false", "rollout.num_engines=2", "rollout.gpus_per_engine=2"]
+    placement = plan_gpus(load_config("reference", [*overrides, "trainer.tensor_parallel=4"]))
+    assert (placement.engine_gpus, placement.rank_gpus, placement.gpus_per_engine) == ((0, 2), (4, 5, 6, 7), 2)
+    with pytest.raises(BadInput, match="tensor_parallel must divide"):
+        plan_gpus(load_config("reference", [*overrides, "trainer.tensor_parallel=3"]))

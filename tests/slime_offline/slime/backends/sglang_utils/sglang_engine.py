@@ -6,7 +6,7 @@ import urllib.request
 
 from sglang.srt.server_args import ServerArgs
 from slime.ray.ray_actor import RayActor
-from slime.record import started
+from slime.record import started, switched
 
 
 def launch_server_process(server_args):
@@ -32,6 +32,8 @@ class SGLangEngine(RayActor):
 
     def init(self, dist_init_addr, port, nccl_port, host=None, disaggregation_bootstrap_port=None, router_ip=None,
              router_port=None):
+        if switched("fail-engine-start"):
+            raise OSError("the card has no memory for it")
         self.server_host, self.server_port = host, port
         assert len({int(dist_init_addr.rsplit(":", 1)[1]), port, nccl_port}) == 3
         self.process = launch_server_process(ServerArgs(host=host, port=port))
