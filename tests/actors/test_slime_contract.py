@@ -3,7 +3,7 @@
 import pytest
 
 from actors import slime_contract
-from actors.slime_contract import ANSWER, CALLS, TRAINER, check_slime, commit_of, contract_differences
+from actors.slime_contract import ANSWER, ATTRIBUTES, CALLS, TRAINER, check_slime, commit_of, contract_differences
 from actors.slime_pin import CHECK_OUT_SLIME, MEGATRON_COMMIT, SLIME_COMMIT, SLIME_IMAGE
 from rlhaiku.errors import BadInput
 
@@ -21,13 +21,16 @@ def slime(tmp_path):
     root = tmp_path / "slime"
     for file, calls in CALLS.items():
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text("\n".join(_stub(name, parameters) for name, parameters in calls.items()))
+        stubs = [_stub(name, parameters, ATTRIBUTES.get(file, {}).get(name, ())) for name, parameters in calls.items()]
+        (root / file).write_text("\n".join(stubs))
     return root
 
 
-def _stub(name, parameters):
+def _stub(name, parameters, attributes):
     owner, _, function = name.rpartition(".")
     line = f"def {function}({', '.join(parameters)}): pass".replace(KEYWORD_ONLY, f"*, {KEYWORD_ONLY}")
+    if attributes:
+        line = line.replace("pass", " = ".join(f"self.{each}" for each in attributes) + " = 0")
     if function == "update_weights":
         line = line.replace(" pass", CALLBACK)
     return f"class {owner}:\n    {line}" if owner else line
@@ -56,6 +59,12 @@ def test_more_arguments_are_fine_if_they_have_defaults(slime):
     ("utils/misc.py", "inner", "inner, kind", "Box.__init__ takes (self, inner, kind), not (self, inner)"),
     ("utils/dp_schedule.py", "rollout_indices", "rollout_indices, seed", "build_dp_schedule takes"),
     ("utils/arguments.py", "()", "(argv)", "parse_args takes (argv)"),
+    (TRAINER, "self.weights_backuper = ", "", "init does not set weights_backuper"),
+    (UPDATER, "self.weight_version = ", "", "UpdateWeightFromTensor.__init__ does not set weight_version"),
+    ("observability/logging_utils.py", "metrics", "rows", "log takes (args, rows, step_key)"),
+    ("backends/megatron_utils/checkpoint.py", "ddp_model", "model", "load_checkpoint takes (model, "),
+    ("backends/megatron_utils/megatron_to_hf/__init__.py", "model_name, ", "", "convert_to_hf takes (args, name, "),
+    ("ray/ray_actor.py", "consecutive", "count", "_get_current_node_ip_and_free_port takes (start_port, count)"),
     (UPDATER, "engine_gpu_offsets, ", "", "UpdateWeightFromTensor.connect_rollout_engines takes"),
 ])
 def test_each_difference_is_named(slime, file, old, new, said):
@@ -75,12 +84,20 @@ def test_the_check_says_what_is_missing(monkeypatch):
         check_slime()
 
 
-def test_the_check_says_what_differs_and_in_which_commit(slime, monkeypatch):
+def test_the_check_says_what_differs_and_in_which_commit(slime, monkeypatch, caplog):
     monkeypatch.setattr(slime_contract, "find_spec", lambda name: type("Spec", (), {
         "submodule_search_locations": [str(slime)],
     }))
     check_slime()
+    assert "slime is at an unknown commit" in caplog.text
     (slime.parent / ".git").mkdir()
+    (slime.parent / ".git" / "HEAD").write_text("abc123\n")
+    check_slime()
+    assert "slime is at abc123, not at the commit it was tested at" in caplog.text
+    caplog.clear()
+    (slime.parent / ".git" / "HEAD").write_text(f"{SLIME_COMMIT}\n")
+    check_slime()
+    assert not caplog.text
     (slime.parent / ".git" / "HEAD").write_text("abc123\n")
     (slime / "ray" / "utils.py").unlink()
     with pytest.raises(BadInput) as refusal:
