@@ -104,10 +104,15 @@ def kv_cache_bytes(shape: ModelShape, completions: int, max_tokens: int) -> floa
     return completions * (PROMPT_TOKENS + max_tokens) * float(shape.kv_bytes_per_token)
 
 
-def trainer_bytes(shape: ModelShape, ranks: int, has_reference: bool) -> dict[str, float]:
-    """A trainer rank's resident bytes: bf16 weights 2 N, fp32 gradients 4 N, its share of Adam's 12 N / D."""
-    n = float(shape.parameters)
-    parts = {"weights": 2 * n, "gradients": 4 * n, "optimizer shard": 12 * n / ranks}
+def trainer_bytes(
+    shape: ModelShape, ranks: int, has_reference: bool, tensor_parallel: int = 1
+) -> dict[str, float]:
+    """A trainer rank's resident bytes: bf16 weights 2 N, fp32 gradients 4 N, its share of Adam's 12 N / D.
+
+    Of weights and gradients a rank has one part in `tensor_parallel`; the optimizer is cut over all D ranks anyway.
+    """
+    n = shape.parameters / tensor_parallel
+    parts = {"weights": 2 * n, "gradients": 4 * n, "optimizer shard": 12.0 * shape.parameters / ranks}
     return parts | ({"reference model": 2 * n} if has_reference else {})
 
 

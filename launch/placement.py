@@ -117,12 +117,13 @@ def is_slime(config: RunConfig) -> bool:
     return config.trainer.backend == "megatron"
 
 
-def plan_gpus(config: RunConfig, gpus_per_engine: int = 1) -> GpuPlacement:
+def plan_gpus(config: RunConfig) -> GpuPlacement:
     """Places a Megatron and SGLang run on one node: together on the cards, or engines first and trainer on the rest.
 
     Raises BadInput if they do not fit.
     """
-    count, num_gpus = config.rollout.num_engines, config.cluster.gpus_per_node
+    rollout, parts = config.rollout, config.trainer.tensor_parallel
+    count, num_gpus, gpus_per_engine = rollout.num_engines, config.cluster.gpus_per_node, rollout.gpus_per_engine
     taken = count * gpus_per_engine
     first_rank = 0 if config.cluster.colocate else taken
     if taken > num_gpus or first_rank >= num_gpus:
@@ -130,6 +131,9 @@ def plan_gpus(config: RunConfig, gpus_per_engine: int = 1) -> GpuPlacement:
         rule = f"engines and trainer {together} the {num_gpus} GPUs of cluster.gpus_per_node"
         remedy = "Lower rollout.num_engines, or set cluster.colocate=true."
         raise BadInput(rule, f"{count} engines x {gpus_per_engine} GPUs", remedy)
+    if (num_gpus - first_rank) % parts:
+        rule = "trainer.tensor_parallel must divide the trainer's GPUs"
+        raise BadInput(rule, f"{num_gpus - first_rank} GPUs, {parts} for each copy", "Choose a divisor.")
     return GpuPlacement(
         engine_gpus=tuple(range(0, taken, gpus_per_engine)),
         rank_gpus=tuple(range(first_rank, num_gpus)),

@@ -121,7 +121,8 @@ def _gpu_type(resources: Resources) -> str:
 
 def _ranks(config: RunConfig, num_gpus: int) -> int:
     """Trainer ranks: every card, or those that the engines leave."""
-    return num_gpus if config.cluster.colocate else num_gpus - config.rollout.num_engines
+    taken = config.rollout.num_engines * config.rollout.gpus_per_engine
+    return num_gpus if config.cluster.colocate else num_gpus - taken
 
 
 def _place(config: RunConfig, shape: ModelShape, num_gpus: int) -> tuple[GpuPlan, ...]:
@@ -134,7 +135,8 @@ def _place(config: RunConfig, shape: ModelShape, num_gpus: int) -> tuple[GpuPlan
         "engine weights": 2.0 * shape.parameters,
         "engine KV cache": kv_cache_bytes(shape, -int(-per_engine // 1), longest),
     }
-    trainer = trainer_bytes(shape, max(1, ranks), config.algorithm.kl_coef > 0)
+    has_reference, parts = config.algorithm.kl_coef > 0, config.trainer.tensor_parallel
+    trainer = trainer_bytes(shape, max(1, ranks), has_reference, parts)
     trainer["activations"] = activation_bytes(shape, config.trainer.micro_batch_tokens)
     plans = []
     for index in range(num_gpus):

@@ -53,7 +53,6 @@ WITHOUT_FLASHINFER = (
 class SlimeOptions:
     """What the installed packages and the cards decide, rather than the run's settings."""
 
-    tensor_parallel: int = 1
     engine_memory: float | None = None
     """Share of the free card that an engine takes; None: what the trainer leaves, with some room."""
     has_transformer_engine: bool | None = None
@@ -126,7 +125,7 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
         num_trainer_gpus=len(placement.rank_gpus),
         num_engines=len(placement.engine_gpus),
         gpus_per_engine=placement.gpus_per_engine,
-        tensor_parallel=options.tensor_parallel,
+        tensor_parallel=config.trainer.tensor_parallel,
         has_transformer_engine=has_te,
         engine_memory=options.engine_memory or _engine_memory(config, len(placement.rank_gpus)),
         sglang_flags=flags if flags is not None else () if has_te else WITHOUT_FLASHINFER,
@@ -139,7 +138,8 @@ def _engine_memory(config: RunConfig, num_ranks: int) -> float:
     if not config.cluster.colocate:
         return ALONE
     shape = model_shape(_local_model(config.model.path))
-    taken = sum(trainer_bytes(shape, num_ranks, config.algorithm.kl_coef > 0).values())
+    has_reference, parts = config.algorithm.kl_coef > 0, config.trainer.tensor_parallel
+    taken = sum(trainer_bytes(shape, num_ranks, has_reference, parts).values())
     taken += activation_bytes(shape, config.trainer.micro_batch_tokens)
     share = OF_WHAT_IS_LEFT * (1 - taken / gpu_memory_bytes())
     return round(min(MOST, max(LEAST, share)), 3)

@@ -56,6 +56,8 @@ class RolloutConfig(Section):
     """Completions per prompt (G)."""
     tile_groups: int = Field(default=8, ge=1)
     """Whole groups an engine decodes together; one call carries one tile."""
+    gpus_per_engine: int = Field(default=1, ge=1)
+    """GPUs that an SGLang engine is cut over."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
@@ -148,6 +150,8 @@ class TrainerConfig(Section):
     """Most tokens forwarded at once, padding included; bounds memory, changes no result beyond rounding."""
     shared_prompt: bool = True
     """Forward a group's prompt once for all its completions."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share one copy of the Megatron trainer."""
     recompute: bool = False
     """Keep no activations inside a layer and make them again in the backward pass: less memory, a third more work."""
 

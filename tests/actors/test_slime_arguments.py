@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from actors.trainers.slime_arguments import SlimeRun, parse_flags, slime_arguments, slime_flags
+from actors.trainers.slime_arguments import SlimeRun, parse_flags, slime_flags
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 from tests.actors.qwen3_shapes import QWEN3
@@ -80,11 +80,6 @@ def test_a_reference_model_only_for_a_kl_term(model):
     assert flags["--kl-loss-coef"] == "0.01" and flags["--kl-loss-type"] == "k3" and "--use-kl-loss" in flags
     assert flags["--ref-load"] == str(model) and flags["--kl-coef"] == "0.0"
     assert "--calculate-per-token-loss" not in flags
-
-
-def test_a_resumed_run_loads_its_checkpoint_and_keeps_its_reference(model):
-    flags = flags_of(model, "algorithm.kl_coef=0.01", load="/ckpt/step-7", start_step=7)
-    assert (flags["--load"], flags["--ref-load"], flags["--start-rollout-id"]) == ("/ckpt/step-7", str(model), "7")
 
 
 def test_without_transformer_engine(model):
@@ -178,9 +173,3 @@ def test_a_missing_flag_does_not_end_the_process(slime):
         parse_flags([])
     with pytest.raises(SystemExit):  # argparse is itself again
         argparse.ArgumentParser().parse_args(["--unknown"])
-
-
-def test_the_first_sync_is_called_the_version_the_run_has(slime, model, monkeypatch):
-    monkeypatch.setattr("actors.trainers.slime_arguments.slime_flags", lambda *_: GOOD)
-    args = slime_arguments(load_config("reference"), model, run_with(first_version=7))
-    assert args.update_weight_start_version + 1 == 7

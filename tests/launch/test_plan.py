@@ -69,6 +69,8 @@ def test_a_trainer_rank_keeps_30_gb():
     assert parts == {"weights": 2 * N, "gradients": 4 * N, "optimizer shard": 1.5 * N}
     assert sum(parts.values()) / 1e9 == pytest.approx(8.045 + 16.090 + 6.034, abs=0.002)
     assert trainer_bytes(QWEN, 8, has_reference=True)["reference model"] == 2 * N
+    cut = trainer_bytes(QWEN, 8, has_reference=False, tensor_parallel=2)
+    assert cut == {"weights": N, "gradients": 2 * N, "optimizer shard": 1.5 * N}
 
 
 def test_activations_are_layer_inputs_and_logits():
