@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import random
 import threading
+import zlib
 
 from aiohttp import web
 
@@ -46,7 +47,7 @@ class SglangStandIn:
         elif name == "update_weight_version":
             self.version = body["new_version"]
         elif name.startswith("update_weights"):
-            self.weights |= body["weights"]
+            self.weights |= body.get("weights", {})
             self.version = body.get("weight_version", self.version)
         elif name == "model_info":
             return web.json_response({"weight_version": self.version})
@@ -102,6 +103,64 @@ class SglangStandIn:
         triples = [[-rng.random() * 5, token, None] for token in tokens]
         meta = {"finish_reason": reason, "weight_version": self.version, "output_token_logprobs": triples}
         return {"text": poem, "meta_info": meta}
+
+
+class GlooStandIn(SglangStandIn):
+    """Joins the group that a trainer names and receives what it broadcasts: over gloo, what SGLang does over NCCL."""
+
+    group = None
+
+    async def control(self, request):
+        name = request.path.strip("/")
+        if name == "init_weights_update_group":
+            self.group = await asyncio.to_thread(self.join, await request.json())
+        elif name == "destroy_weights_update_group" and self.group is not None:
+            from torch.distributed import destroy_process_group
+
+            destroy_process_group(self.group)
+            self.group = None
+        elif name == "update_weights_from_distributed":
+            await asyncio.to_thread(self.receive, await request.json())
+        return await super().control(request)
+
+    def join(self, about):
+        from slime.utils.distributed_utils import init_process_group
+
+        where = f"tcp://{about['master_address']}:{about['master_port']}"
+        return init_process_group(
+            backend="gloo", init_method=where, world_size=about["world_size"], rank=about["rank_offset"],
+            group_name=about["group_name"],
+        )
+
+    def receive(self, about):
+        import torch
+
+        named = {}
+        for name, dtype, shape in zip(about["names"], about["dtypes"], about["shapes"], strict=True):
+            named[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.group.broadcast([named[name]], torch.distributed.BroadcastOptions()).wait()
+        self.weights |= held_hashes(named)
+
+
+def held_hashes(named):
+    """Checksums of tensors by their Hugging Face names, joined as an engine holds them."""
+    from actors.engines.sglang_server import engine_tensors
+
+    chunks = []
+    for name, tensor in named.items():
+        path, projection, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
+        joined = {"q_proj": "qkv", "gate_proj": ("gate", "up")}.get(projection)
+        if joined:
+            chunks.append([(whole := f"{path}.{each}_proj.weight", named[whole]) for each in joined])
+        elif projection not in ("k_proj", "v_proj", "up_proj"):
+            chunks.append([(name, tensor)])
+    return {name: checksum(tensor) for chunk in chunks for name, tensor in engine_tensors(chunk)}
+
+
+def checksum(tensor):
+    import torch
+
+    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().tobytes()):016x}"
 
 
 class Served:

@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from launch.attempts import Attempts
 from launch.placement import plan_gpus
 from rlhaiku.config import load_config, read_config, with_overrides, write_config
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import ActorDied, ActorFailed, BadInput
 from rlhaiku.ledger import Ledger
 from tests.modal_offline.containers import Host
 
@@ -187,6 +189,39 @@ def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_c
     assert "RECOVERED ['the trainer'" in run.said
     assert len(run.metrics()) == 3 and time.monotonic() - started < LIMIT_S
     assert_each_group_trained_once(run, steps=3)
+
+
+def test_deaths_in_a_split_run_cost_an_attempt_each(make_run):
+    """A rank between steps; an engine while a rank holds the lock and is blocked in a collective with it."""
+    settings = ("cluster.colocate=false", "cluster.gpus_per_node=3", "rollout.num_engines=1", "num_steps=4")
+    run = make_run(*settings, "cluster.wait_timeout_s=100").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    os.kill(run.started("rank")[1]["pid"], signal.SIGKILL)
+    run.until(lambda: len(run.started("rank")) == 4)
+    (run.facts / "kill-engine-holding-lock").touch()
+    started = time.monotonic()
+    run.until(lambda: len(run.started("rank")) == 6)
+    assert not (run.facts / "kill-engine-holding-lock").exists()
+    assert time.monotonic() - started < 90, "the death must be noticed, not waited out"
+    os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)  # stopped: it cannot see that it is orphaned
+    run.finish()
+    assert run.said.count("starting again from the newest checkpoint") == 2
+    assert len(run.started("engine")) == 3 and len(run.metrics()) == 4
+    assert_each_group_trained_once(run, steps=4)
+
+
+def test_an_attempt_after_a_death_may_fail_to_start():
+    @contextmanager
+    def start():
+        raise ActorFailed("rollout engine 0 could not start: no memory")
+        yield
+
+    attempts = Attempts(None, None, None, None, None)
+    with pytest.raises(ActorDied, match="no memory"):
+        attempts._attempt(start, resume=True, chaos=None, died_s=1.0)
+    with pytest.raises(ActorFailed) as failure:
+        attempts._attempt(start, resume=False, chaos=None, died_s=None)
+    assert not isinstance(failure.value, ActorDied)
 
 
 def test_modal_run_of_the_reference_preset_trains_on_the_cards_of_its_container(offline, tmp_path):

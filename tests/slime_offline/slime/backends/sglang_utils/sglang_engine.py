@@ -79,12 +79,17 @@ class SGLangEngine(RayActor):
         return self._request("POST", "update_weights_from_tensor", payload)
 
     def init_weights_update_group(self, master_address, master_port, rank_offset, world_size, group_name, backend):
-        return self._request("POST", "init_weights_update_group", {"rank_offset": rank_offset})
+        return self._request("POST", "init_weights_update_group", {
+            "master_address": master_address, "master_port": master_port, "rank_offset": rank_offset,
+            "world_size": world_size, "group_name": group_name, "backend": backend,
+        })
 
     def destroy_weights_update_group(self, group_name):
         return self._request("POST", "destroy_weights_update_group")
 
     def update_weights_from_distributed(self, names, dtypes, shapes, group_name, flush_cache=False,
                                         weight_version=None, load_format=None):
-        payload = {"weights": json.loads(load_format), "weight_version": weight_version}
-        return self._request("POST", "update_weights_from_distributed", payload)
+        return self._request("POST", "update_weights_from_distributed", {
+            "names": names, "dtypes": [str(dtype).replace("torch.", "") for dtype in dtypes], "shapes": shapes,
+            "group_name": group_name, "weight_version": weight_version,
+        })
