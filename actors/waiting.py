@@ -52,8 +52,8 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
         if error.actor_init_failed and not (isinstance(who, Actor) and who.is_successor):
             raise ActorFailed(f"{who} could not start:\n{error}") from None
         because = who.killed_because if isinstance(who, Actor) else ""
-        said = str(error).strip().splitlines()
-        cause = said[-1] if error.actor_init_failed else said[0]  # of a process that is gone, the rest is guesses
+        lines = str(error).strip().splitlines()
+        cause = lines[-1] if error.actor_init_failed else lines[0]  # of a process that is gone, the rest is guesses
         raise ActorDied(because or f"{who}{asked} died: {cause}") from None
 
 
