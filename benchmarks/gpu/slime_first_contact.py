@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -250,7 +249,9 @@ def train() -> Found:
 
 def recover() -> Found:
     """An engine is killed in the middle of a run; it is replaced, gets the current weights, and the run goes on."""
-    found = _run_with_kills([], kill_after=4)
+    from benchmarks.gpu.slime_kills import run_with_kills
+
+    found = run_with_kills([], kill_after=4)
     assert found["starts"] == 1, "the trainer must stay"
     return found
 
@@ -261,70 +262,13 @@ def recover_nccl() -> Found:
     For the first, slime destroys a communicator whose peer is dead; `starts` says whether that returns (2) or the
     deadline ended it (3). The second leaves the trainer in a broadcast, so that costs a start in any case.
     """
+    from benchmarks.gpu.slime_kills import run_with_kills
+
     settings = ["cluster.gpus_per_node=2", "cluster.colocate=false", "cluster.wait_timeout_s=90"]
-    found = _run_with_kills(settings, kill_after=3, kill_in_update=7)
+    found = run_with_kills(settings, kill_after=3, kill_in_update=7)
     found["replaced_in_place"] = found["starts"] == 2
     assert found["starts"] in (2, 3), "the update that lost its engine must end the attempt, and nothing else must"
     return found
-
-
-def _run_with_kills(overrides: Sequence[str], kill_after: int, kill_in_update: int | None = None) -> Found:
-    """Ten steps through `launch.local.run`; an engine is killed after a step, and in the update to a version."""
-    from launch import start_slime
-    from launch.local import run
-
-    casts: list[Any] = []
-    start, options = start_slime.start_slime_actors, start_slime.SlimeOptions(sglang_flags=_quick())
-
-    @contextmanager
-    def watched(*arguments: Any, **keywords: Any) -> Iterator[Any]:  # noqa: ANN401
-        with start(*arguments, **keywords, options=options) as cast:
-            casts.append(cast)
-            yield cast
-
-    start_slime.start_slime_actors = watched
-    with tempfile.TemporaryDirectory() as name:
-        directory, killed = Path(name) / "run", Path(name) / "killed"
-        if kill_in_update is not None:
-            trainer = start_slime.trainer_class()
-            start_slime.trainer_class = lambda: _killing_trainer(trainer, kill_in_update, killed)
-        threading.Thread(target=_kill_engine_after, args=(directory, kill_after, casts), daemon=True).start()
-        settings = [*SMALL, "num_steps=10", "output.save_interval=2", "evaluation.num_prompts=16", *overrides]
-        result = run(_config(settings), output_dir=directory)
-        rows = _metrics(directory)
-        found = {"recoveries": result.recoveries, "steps": len(rows), "starts": len(casts),
-                 "killed_in_update": killed.exists(),
-                 "rollout_s": [round(row["time/rollout_s"], 2) for row in rows],
-                 "sync_s": [round(row["time/sync_s"], 2) for row in rows]}
-        _log(found)
-        assert result.finished and len(rows) == 10
-        assert any("rollout engine" in who for who, _ in result.recoveries) or len(casts) > 2, "nobody was killed"
-        assert killed.exists() == (kill_in_update is not None)
-        assert max(row["train/logprob_gap"] for row in rows) < GAP
-        return found
-
-
-def _killing_trainer(trainer: type, in_update: int, killed: Path) -> type:
-    """A trainer whose first engine is killed once, by rank 0, when slime has paused it for the update to a version."""
-
-    class Killing(trainer):  # type: ignore[misc]
-        def push_weights(self, weight_version: int) -> None:
-            import ray
-
-            updater = self.weight_updater
-            if weight_version >= in_update and self.args.rank == 0 and not killed.exists():
-                send = updater._update_bucket_weights_from_distributed
-
-                def sending(*arguments: Any, **keywords: Any) -> None:  # noqa: ANN401
-                    killed.touch()
-                    engine = updater.rollout_engines[0]
-                    os.kill(ray.get(engine.__ray_call__.remote(lambda _: os.getpid()), timeout=30), signal.SIGKILL)
-                    send(*arguments, **keywords)  # takes the lock, and broadcasts to the dead
-
-                updater._update_bucket_weights_from_distributed = sending
-            super().push_weights(weight_version)
-
-    return Killing
 
 
 def speed_06() -> Found:
@@ -345,79 +289,15 @@ def speed_4_dp() -> Found:
 
 def speed_4_nccl() -> Found:
     """Two cards: only the sync of Qwen3-4B's shape over NCCL; before its first step the trainer fits an H100."""
-    from benchmarks.gpu.shapes import qwen3
+    from benchmarks.gpu.slime_speed import sync_alone
 
-    with tempfile.TemporaryDirectory() as name:
-        model = qwen3(Path(name) / "model", "4B", weights=True)
-        settings = [*SMALL, f"model.path={model}", "cluster.gpus_per_node=2", "cluster.colocate=false"]
-        with _cast(_config(settings), sglang_flags=_quick()) as cast:
-            reports = [cast.roles.weight_sync.publish(weight_version) for weight_version in range(4)]
-            found = {"sync_s": [round(each.seconds, 3) for each in reports],
-                     "sync_gb": round(reports[0].num_bytes / 1e9, 3),
-                     "sync_gb_per_s": round(reports[-1].num_bytes / 1e9 / reports[-1].seconds, 2)}
-            _log(found)
-            return found | {"sync_parts_s": _sync_parts(cast, 4)}
+    return sync_alone("4B", ["cluster.gpus_per_node=2", "cluster.colocate=false"])
 
 
 def _speed(size: str, overrides: Sequence[str], **options: Any) -> Found:  # noqa: ANN401
-    """256 and 1024 completions of 30 tokens behind prompts of 60; three times each, the first not counted."""
-    from benchmarks.gpu.shapes import qwen3
-    from benchmarks.models import request
+    from benchmarks.gpu.slime_speed import speed
 
-    with tempfile.TemporaryDirectory() as name:
-        started = time.perf_counter()
-        model = qwen3(Path(name) / "model", size, weights=True)
-        found: Found = {"model_s": _since(started)}
-        settings = [*SMALL, f"model.path={model}", "rollout.tile_groups=16", "rollout.max_tokens=30", *overrides]
-        started = time.perf_counter()
-        with _cast(_config(settings), **options) as cast:
-            found["start_s"] = _since(started)
-            weight_version = 0
-            found["first_sync_s"] = round(cast.roles.weight_sync.publish(0).seconds, 3)
-            _log(found)
-            for count in (256, 1024):
-                seconds: dict[str, list[float]] = {"rollout": [], "train": [], "sync": []}
-                for turn in range(3):
-                    asked = [
-                        request(claim, prompt_tokens=60, max_tokens=30, group_size=8, version=weight_version)
-                        for claim in range(turn * 1000, turn * 1000 + count // 8)
-                    ]
-                    moments = [time.perf_counter()]
-                    groups = _draw(cast, asked)
-                    moments.append(time.perf_counter())
-                    stats = _train(cast, _batch(groups, weight_version))
-                    moments.append(time.perf_counter())
-                    weight_version += 1
-                    report = cast.roles.weight_sync.publish(weight_version)
-                    moments.append(time.perf_counter())
-                    for phase, start, end in zip(seconds, moments[:-1], moments[1:], strict=True):
-                        seconds[phase].append(round(end - start, 3))
-                    found[str(count)] = {
-                        "seconds": seconds, "tokens": stats.num_loss_tokens, "logprob_gap": stats.logprob_gap,
-                        "rollout_tokens_per_s": round(stats.num_loss_tokens / seconds["rollout"][-1]),
-                        "train_tokens_per_s": round(stats.num_forward_tokens / seconds["train"][-1]),
-                        "sync_gb": round(report.num_bytes / 1e9, 3),
-                        "sync_gb_per_s": round(report.num_bytes / 1e9 / seconds["sync"][-1], 2),
-                    }
-                    _log(found)
-            found["sync_parts_s"] = _sync_parts(cast, weight_version + 1)
-            return found
-
-
-def _sync_parts(cast: Any, weight_version: int) -> Found:  # noqa: ANN401
-    """How long sending takes, and how long checking it on either side does."""
-    from actors.waiting import wait_for_all
-
-    sync, found = cast.roles.weight_sync, {}
-    for name, method, actors, given in (
-        ("push", "push_weights", sync._ranks, (weight_version,)),
-        ("trainer_checksums", "sent_tensors", sync._ranks, ()),
-        ("engine_checksums", "held_weights", sync._engines.actors, ()),
-    ):
-        started = time.perf_counter()
-        wait_for_all([(getattr(each.handle, method).remote(*given), each) for each in actors], 120, name)
-        found[name] = _since(started)
-    return found
+    return speed(size, overrides, **options)
 
 
 @contextmanager
@@ -532,15 +412,6 @@ def _quick() -> tuple[str, ...]:
 
 def _count_engines(cast: Any) -> int:  # noqa: ANN401
     return len(cast.roles.weight_sync._engines)
-
-
-def _kill_engine_after(directory: Path, steps: int, casts: list[Any]) -> None:
-    while not casts or len(_metrics(directory)) < steps:
-        time.sleep(0.05)
-    process = casts[0].actors()[0].process()
-    assert process is not None
-    print("killing the engine", process, flush=True)
-    os.kill(process.pid, signal.SIGKILL)
 
 
 def _metrics(directory: Path) -> list[dict[str, float]]:
