@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from actors.slime_contract import check_slime
+from actors.trainers.slime_arguments import check_algorithm
 from launch.placement import GpuPlacement, Placement, is_slime, plan_gpus, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
@@ -95,6 +96,7 @@ def _check_slime_settings(config: RunConfig) -> None:
             f"{config.cluster.num_nodes} nodes",
             "Set cluster.num_nodes=1.",
         )
+    check_algorithm(config.algorithm)
     plan_gpus(config)
 
 

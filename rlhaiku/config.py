@@ -113,6 +113,8 @@ class AlgorithmConfig(Section):
     """Importance ratios below 1 - clip_low stop counting."""
     clip_high: float = Field(default=0.28, gt=0)
     """Importance ratios above 1 + clip_high stop counting."""
+    max_importance_ratio: float = Field(default=0.0, ge=0)
+    """A token's gradient is weighed with its importance ratio, but with no more than this; 0 sets no bound."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term; the reference model is loaded only if this is above 0."""
     loss_aggregation: Literal["token", "sequence"] = "token"
@@ -213,7 +215,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        rollout, trainer = self.rollout, self.trainer
+        rollout, trainer, algorithm = self.rollout, self.trainer, self.algorithm
+        if 0 < algorithm.max_importance_ratio <= 1 + algorithm.clip_high:
+            raise ValueError(
+                f"algorithm.max_importance_ratio must be 0, or above 1 + algorithm.clip_high ({1 + algorithm.clip_high:g})"
+                f"; got {algorithm.max_importance_ratio:g}. Below, the clip bounds the ratio already; 2 is usual."
+            )
         if rollout.groups_per_step % trainer.optimizer_steps:
             raise ValueError(
                 f"trainer.optimizer_steps must divide rollout.groups_per_step ({rollout.groups_per_step})"

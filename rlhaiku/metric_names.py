@@ -22,6 +22,7 @@ METRICS: dict[str, str] = {
     "train/grad_norm": "Global gradient norm before clipping.",
     "train/lr": "Learning rate.",
     "train/clip_fraction": "Share of tokens whose importance ratio was clipped.",
+    "train/truncated_fraction": "Share of tokens whose importance ratio was above algorithm.max_importance_ratio.",
     "train/logprob_gap": "Mean |trainer - engine| log-probability, nats: both should agree.",
     "train/kl": "Divergence from the reference model, nats per token; 0 without one.",
     "train/num_loss_tokens": "Completion tokens trained on.",

@@ -81,6 +81,18 @@ def slime_flags(config: RunConfig, model_path: str | Path, run: SlimeRun) -> lis
     return [*_command_line(flags), *run.sglang_flags]
 
 
+def check_algorithm(algorithm: AlgorithmConfig) -> None:
+    """Raises BadInput for what slime's loss does not have."""
+    if algorithm.max_importance_ratio:
+        # Its --use-tis is for ratios to the trainer's own logprobs, and beyond --eps-clip-c a token has no gradient.
+        raise BadInput(
+            "slime's loss bounds no ratio to the rollout's logprobs and keeps the token's gradient, as "
+            "algorithm.max_importance_ratio asks",
+            algorithm.max_importance_ratio,
+            "Set it to 0, or use trainer.backend=torch.",
+        )
+
+
 def parse_flags(flags: Sequence[str]) -> Namespace:
     """What slime makes of a command line; raises BadInput about a flag nobody knows or whose value did not arrive."""
     from slime.utils.arguments import parse_args
@@ -134,6 +146,7 @@ def _batch_flags(config: RunConfig, run: SlimeRun) -> Flags:
 
 def _loss_flags(algorithm: AlgorithmConfig, temperature: float, model_path: str | Path) -> Flags:
     """The loss of `rlhaiku/losses.py`: ratios are to the rollout's logprobs, advantages come with the data."""
+    check_algorithm(algorithm)
     kl: Flags = {"use-kl-loss": True, "kl-loss-coef": algorithm.kl_coef, "kl-loss-type": "k3", "ref-load": model_path}
     return {
         "advantage-estimator": "grpo",

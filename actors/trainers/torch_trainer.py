@@ -94,12 +94,13 @@ class TorchTrainer:
             clip_low=algorithm.clip_low,
             clip_high=algorithm.clip_high,
             kl_coef=algorithm.kl_coef,
+            max_ratio=algorithm.max_importance_ratio,
             aggregation=algorithm.loss_aggregation,
             num_tokens=sum(len(sample.token_ids) for group in groups for sample in group.samples),
             num_sequences=sum(len(group.samples) for group in groups),
         )
         self._optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(4, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
+        sums = torch.zeros(5, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
         for pack in pack_groups(groups, trainer.micro_batch_tokens, trainer.shared_prompt):
             rollout_logprobs, advantages, lengths = (
                 torch.from_numpy(each).to(sums.device, non_blocking=True)
@@ -111,13 +112,13 @@ class TorchTrainer:
                 trainer_logprobs, rollout_logprobs, advantages, lengths, settings, reference_logprobs
             )
             output.loss.backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([output.loss.detach(), output.clipped, output.gap, output.kl]).double()
+            counted = [output.loss.detach(), output.clipped, output.gap, output.kl, output.truncated]
+            sums += torch.stack(counted).double()
             totals.forward_tokens += pack.num_tokens
         norm = torch.nn.utils.clip_grad_norm_(self._policy.weights.values(), trainer.max_grad_norm)
         self._optimizer.step()
         self._policy.refresh()
-        loss, clipped, gap, kl = sums.tolist()
-        totals.add(loss, clipped, gap, kl, norm.item())
+        totals.add(sums.tolist(), norm.item())
 
     def _reference_logprobs(self, pack: Pack, temperature: float) -> Tensor | None:
         if self._reference is None:
@@ -140,16 +141,18 @@ class _Totals:
     """Sums over the micro-batches of one train step."""
 
     def __init__(self) -> None:
-        self.loss = self.clipped = self.gap = self.kl = 0.0
+        self.loss = self.clipped = self.gap = self.kl = self.truncated = 0.0
         self.forward_tokens = 0
         self.grad_norms: list[float] = []
 
-    def add(self, loss: float, clipped: float, gap: float, kl: float, grad_norm: float) -> None:
-        """One optimizer step's."""
+    def add(self, sums: Sequence[float], grad_norm: float) -> None:
+        """One optimizer step's, in the order of `LossOutput`."""
+        loss, clipped, gap, kl, truncated = sums
         self.loss = loss  # of the last one
         self.clipped += clipped
         self.gap += gap
         self.kl += kl
+        self.truncated += truncated
         self.grad_norms.append(grad_norm)
 
     def stats(self, batch: TrainBatch, lr: float) -> TrainStats:
@@ -164,6 +167,7 @@ class _Totals:
             kl=self.kl / num_tokens,
             num_loss_tokens=num_tokens,
             num_forward_tokens=self.forward_tokens,
+            truncated_fraction=self.truncated / num_tokens,
         )
 
 

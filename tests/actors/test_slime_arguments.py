@@ -8,6 +8,7 @@ import types
 import pytest
 
 from actors.trainers.slime_arguments import SlimeRun, parse_flags, slime_arguments, slime_flags
+from launch.checks import check_settings
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 from tests.actors.qwen3_shapes import QWEN3
@@ -80,6 +81,13 @@ def test_a_reference_model_only_for_a_kl_term(model):
     assert flags["--kl-loss-coef"] == "0.01" and flags["--kl-loss-type"] == "k3" and "--use-kl-loss" in flags
     assert flags["--ref-load"] == str(model) and flags["--kl-coef"] == "0.0"
     assert "--calculate-per-token-loss" not in flags
+
+
+def test_a_bound_on_ratios_is_refused_as_slime_has_none(model):
+    with pytest.raises(BadInput, match=r"algorithm\.max_importance_ratio asks; got 2\.0\. Set it to 0"):
+        flags_of(model, "algorithm.max_importance_ratio=2")
+    with pytest.raises(BadInput, match="max_importance_ratio"):
+        check_settings(load_config("reference", ["algorithm.max_importance_ratio=2"]))
 
 
 def test_a_resumed_run_loads_its_checkpoint_and_keeps_its_reference(model):

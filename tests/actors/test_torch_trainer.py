@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,8 +36,6 @@ def make_train_batch(step=0, algorithm=None):
 
 def on_policy(trainer, batch):
     """The same batch with rollout logprobs of the trainer's current weights."""
-    from dataclasses import replace
-
     groups = []
     for group in batch.groups:
         [pack] = pack_groups([group], 10_000, True)
@@ -63,6 +62,20 @@ def test_a_step_raises_what_was_better_than_its_group(make_trainer):
     assert stats.clip_fraction == 0
     assert stats.grad_norm > 0
     assert stats.num_loss_tokens == batch.num_loss_tokens
+
+
+def test_tokens_beyond_the_bound_on_ratios_are_counted(make_trainer):
+    batch = make_train_batch()  # of other weights: the tiny model's logprobs are far from these
+    algorithm = AlgorithmConfig(max_importance_ratio=1.3)
+    plain, bounded = make_trainer(), make_trainer(algorithm)
+    share = [trainer.train_step(batch).truncated_fraction for trainer in (plain, bounded)]
+    assert share[0] == 0
+    far = on_policy(plain, batch)
+    unlikelier = replace(far, groups=tuple(
+        replace(g, samples=tuple(replace(s, rollout_logprobs=tuple(p - 1 for p in s.rollout_logprobs)) for s in g.samples))
+        for g in far.groups
+    ))
+    assert make_trainer(algorithm).train_step(unlikelier).truncated_fraction > 0.9
 
 
 def test_optimizer_steps_divide_the_batch(make_trainer):

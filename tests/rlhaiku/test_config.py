@@ -19,7 +19,8 @@ rollout.groups_per_step rollout.group_size rollout.tile_groups rollout.max_token
 rollout.deterministic rollout.max_staleness reward.num_workers reward.functions reward.mode
 reward.topic_weight reward.dictionary reward.gate judge.required judge.rubric judge.poems_per_request
 judge.max_concurrency judge.requests_per_s judge.give_up_s judge.cache algorithm.advantage_scale
-algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.kl_coef algorithm.loss_aggregation
+algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.max_importance_ratio algorithm.kl_coef
+algorithm.loss_aggregation
 trainer.backend trainer.threads trainer.lr trainer.lr_schedule trainer.lr_warmup_steps trainer.adam_beta1
 trainer.adam_beta2 trainer.adam_eps trainer.weight_decay trainer.max_grad_norm trainer.optimizer_steps
 trainer.micro_batch_tokens trainer.shared_prompt trainer.recompute evaluation.interval evaluation.num_prompts
@@ -31,7 +32,7 @@ output.poems_interval output.sinks
 
 def test_settings_are_frozen_so_that_a_new_one_is_a_decision():
     assert field_names() == FROZEN
-    assert len(FROZEN) <= 60
+    assert len(FROZEN) <= 61
 
 
 def test_presets():
@@ -102,3 +103,9 @@ def test_every_setting_says_what_it_means():
     assert [key for key, _, _ in rows] == FROZEN
     assert not [key for key, _, meaning in rows if not meaning]
     assert {key: value for key, value, _ in rows}["reward.functions"] == '{ "haiku" = 1.0 }'
+
+
+def test_a_bound_on_ratios_is_above_the_clip():
+    assert load_config("laptop", ["algorithm.max_importance_ratio=2"]).algorithm.max_importance_ratio == 2
+    with pytest.raises(BadInput, match=r"max_importance_ratio must be 0, or above .* \(1\.28\); got '1\.2'"):
+        load_config("laptop", ["algorithm.max_importance_ratio=1.2"])
