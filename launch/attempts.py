@@ -19,8 +19,9 @@ from rlhaiku.checkpoints import RunState, read_state
 from rlhaiku.config import RunConfig, fingerprint
 from rlhaiku.coordinator import Coordinator, Surroundings
 from rlhaiku.errors import ActorDied, CrashLoop
+from rlhaiku.health import GapAlarm
 from rlhaiku.ledger import LEDGER_FILE, Ledger, ReplayingRollouts
-from rlhaiku.metrics import RunFiles
+from rlhaiku.metrics import METRICS_FILE, RunFiles
 
 
 class Attempts:
@@ -80,7 +81,8 @@ class Attempts:
             cast.roles.trainer.load(checkpoint)
         max_staleness = self._config.rollout.max_staleness
         rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
-        around = replace(self._around, reporters=(files, *logs, *self._around.reporters))
+        reporters = (files, *logs, *self._around.reporters)
+        around = replace(self._around, reporters=(GapAlarm(self._directory / METRICS_FILE, reporters),))
         return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
 
 

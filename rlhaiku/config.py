@@ -216,9 +216,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         rollout, trainer, algorithm = self.rollout, self.trainer, self.algorithm
-        if 0 < algorithm.max_importance_ratio <= 1 + algorithm.clip_high:
+        clipped_at = 1 + algorithm.clip_high
+        if 0 < algorithm.max_importance_ratio <= clipped_at:
             raise ValueError(
-                f"algorithm.max_importance_ratio must be 0, or above 1 + algorithm.clip_high ({1 + algorithm.clip_high:g})"
+                f"algorithm.max_importance_ratio must be 0, or above 1 + algorithm.clip_high ({clipped_at:g})"
                 f"; got {algorithm.max_importance_ratio:g}. Below, the clip bounds the ratio already; 2 is usual."
             )
         if rollout.groups_per_step % trainer.optimizer_steps:

@@ -1,12 +1,25 @@
 """What is wrong with a step, in words: signs that a run learns less than it could, and what to change."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from rlhaiku.checkpoints import RunState
+from rlhaiku.metrics import Reporter, StepReport
+from rlhaiku.types import ScoredGroup
 
 FLAT_SHARE = 0.5
 TRUNCATED_SHARE = 0.25
 LOGPROB_GAP = 0.02
 """Mean |trainer - rollout| per token: what bf16 engines may differ by; more is another model or temperature."""
+GROWTH = 2.0
+"""Over the run's own first steps."""
+FIRST_STEPS, FEWEST_STEPS = 10, 5
+"""Whose median growth is measured against, and how many of them must be there."""
+ROUNDING = 1e-4
+"""Below this a gap is rounding, and its doubling says nothing: engines in fp32 differ by some 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +54,40 @@ def advise(row: Mapping[str, float]) -> dict[str, Advice]:
             f"trainer and engine disagree by {gap:.3f} per token about what was sampled",
             "they should hold the same weights and temperature: check the engine's precision and its weight version",
         )
+    elif row.get("alarm/logprob_gap"):
+        found["gap"] = Advice(
+            f"trainer and engine disagree by {gap:.4f} per token about what was sampled, "
+            f"more than {GROWTH:g} times what the run's first steps had",
+            "with rollout.max_staleness=0 they have drifted apart: compare both with a fresh engine on the newest "
+            "checkpoint; with staleness a smaller trainer.lr or algorithm.max_importance_ratio=2 helps",
+        )
     return found
+
+
+class GapAlarm:
+    """The Reporter that passes everything on, with `alarm/logprob_gap` added: a gap that grows is one going wrong."""
+
+    def __init__(self, metrics_file: Path, reporters: Sequence[Reporter]) -> None:
+        """`metrics_file`: what the run wrote before, cut to where it goes on."""
+        rows = metrics_file.read_text().splitlines() if metrics_file.exists() else []
+        self._first = [float(json.loads(row)["train/logprob_gap"]) for row in rows[:FIRST_STEPS]]
+        self._reporters = reporters
+
+    def step(self, report: StepReport) -> None:
+        """Tells whether the step's gap is too large, or has grown."""
+        gap = report.stats.logprob_gap
+        alarms = {"alarm/logprob_gap": float(gap > LOGPROB_GAP or has_grown(gap, self._first))}
+        if len(self._first) < FIRST_STEPS:
+            self._first.append(gap)
+        for reporter in self._reporters:
+            reporter.step(replace(report, alarms={**report.alarms, **alarms}))
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """Passed on as it is."""
+        for reporter in self._reporters:
+            reporter.evaluation(state, groups)
+
+
+def has_grown(gap: float, first: Sequence[float]) -> bool:
+    """Whether a step's gap is more than `GROWTH` times the median of those of the run's first steps."""
+    return len(first) >= FEWEST_STEPS and gap > max(GROWTH * median(first), ROUNDING)

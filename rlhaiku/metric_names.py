@@ -24,6 +24,7 @@ METRICS: dict[str, str] = {
     "train/clip_fraction": "Share of tokens whose importance ratio was clipped.",
     "train/truncated_fraction": "Share of tokens whose importance ratio was above algorithm.max_importance_ratio.",
     "train/logprob_gap": "Mean |trainer - engine| log-probability, nats: both should agree.",
+    "alarm/logprob_gap": "1 if the gap is too large, or has grown beyond what the run's first steps had; else 0.",
     "train/kl": "Divergence from the reference model, nats per token; 0 without one.",
     "train/num_loss_tokens": "Completion tokens trained on.",
     "train/num_forward_tokens": "Tokens forwarded by the trainer, prompts once per group.",

@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summariz
 from rlhaiku.files import writing
 from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
 
+METRICS_FILE = "metrics.jsonl"
 EVAL_SCORES = ("structure_mean", "strict_575", "topic_mention", "distinct_2")
 """What is reported of every evaluation, whatever the reward is; see `EvalSummary`."""
 
@@ -36,6 +37,8 @@ class StepReport:
     """Wall time by phase: `rollout` (generation and scoring), `train`, `sync`."""
     rewards: Mapping[str, float]
     """What the scoring itself counted since the run began, e.g. of the judge."""
+    alarms: Mapping[str, float] = field(default_factory=dict)
+    """Signs that only the run's history shows, by metric name; see `health.GapAlarm`."""
 
 
 class Reporter(Protocol):
@@ -71,6 +74,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         **{f"train/{key}": value for key, value in asdict(report.stats).items() if key != "step"},
         "sync/num_bytes": report.sync.num_bytes,
         **report.rewards,
+        **report.alarms,
         **{f"time/{phase}_s": seconds for phase, seconds in report.seconds.items()},
     }
 
@@ -97,12 +101,12 @@ class RunFiles:
         """A resumed run forgets the rows after `resumed_step`: those steps are made again."""
         self._directory = directory
         self._samples_interval = samples_interval
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in (METRICS_FILE, "samples.jsonl"):
             _keep_rows(directory / name, resumed_step)
 
     def step(self, report: StepReport) -> None:
         """Appends the step's metrics, and now and then its poems."""
-        _append(self._directory / "metrics.jsonl", [step_metrics(report)])
+        _append(self._directory / METRICS_FILE, [step_metrics(report)])
         if report.state.step % self._samples_interval == 0:
             rows = sample_rows(report.state.step, report.groups, report.made.batch)
             _append(self._directory / "samples.jsonl", rows)

@@ -79,7 +79,8 @@ def test_the_truncated_gradient_is_that_of_a_fixed_weight():
     chosen = logits.log_softmax(-1)[torch.arange(8), tokens]
     weights = (chosen - rollout).exp().detach()
     assert (weights > 2).any() and (weights < 2).any()
-    (expected,) = torch.autograd.grad((-weights.clamp(max=2.0) * advantages * chosen).sum() / 4, logits, retain_graph=True)
+    loss = -(weights.clamp(max=2.0) * advantages * chosen).sum() / 4
+    (expected,) = torch.autograd.grad(loss, logits, retain_graph=True)
     config = settings(max_ratio=2.0, clip_low=0.9999)
     output = policy_loss(chosen, rollout, advantages, torch.ones(8), config)
     (gradient,) = torch.autograd.grad(output.loss, logits)
