@@ -29,11 +29,15 @@ class SharedMemorySync:
     """
 
     def __init__(
-        self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = ()
-    ) -> None:
-        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected."""
+        self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = (),
+        other_ranks: Sequence[Actor] = (),
+    ) -> None:  # fmt: skip
+        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected;
+
+        `other_ranks`: of the trainer, whose parts of the weights it needs.
+        """
         self._trainer, self._engines, self._timeout_s = trainer, engines, timeout_s
-        self._published, self._relays = published, relays
+        self._published, self._relays, self._ranks = published, relays, (trainer, *other_ranks)
 
     def publish(self, weight_version: int) -> SyncReport:
         """Returns when every engine holds `weight_version` with the trainer's checksum; raises WeightMismatch.
@@ -41,12 +45,9 @@ class SharedMemorySync:
         Raises ActorDied if the trainer or a relay is gone; an engine that is gone is replaced.
         """
         started = time.perf_counter()
-        sent: SentWeights = wait_for(
-            self._trainer.handle.send_weights.remote(weight_version),
-            self._timeout_s,
-            self._trainer,
-            f"to publish its weights as version {weight_version}",
-        )
+        parts = [(rank.handle.send_weights.remote(weight_version), rank) for rank in self._ranks]
+        doing = f"to publish its weights as version {weight_version}"
+        sent: SentWeights = wait_for_all(parts, self._timeout_s, doing)[0]
         copies = [(relay.handle.pass_on.remote(weight_version), relay) for relay in self._relays]
         wait_for_all(copies, self._timeout_s, f"to pass on weight version {weight_version}")
         self._published.append(weight_version)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.slime_contract import check_slime
 from actors.trainers.slime_arguments import check_algorithm
-from launch.placement import GpuPlacement, Placement, is_slime, plan_gpus, plan_placement
+from launch.placement import GpuPlacement, Placement, is_slime, place_on_cards, plan_gpus, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger.schema import LEDGER_FILE
@@ -78,9 +78,10 @@ def check_settings(config: RunConfig) -> None:
         )
     if is_slime(config):
         _check_slime_settings(config)
-    elif gpus > 1 or (engine == "vllm" and not gpus):
-        rule = f"rollout.engine={engine} and its trainer share one GPU{'' if engine == 'vllm' else ' or run on CPUs'}"
-        raise BadInput(rule, f"{gpus} GPUs a node", "Set cluster.gpus_per_node=1.")
+    elif engine == "vllm" and not gpus:
+        raise BadInput("rollout.engine=vllm needs GPUs", "0 GPUs a node", "Set cluster.gpus_per_node=1, or more.")
+    elif gpus:
+        place_on_cards(config)
 
 
 def _check_slime_settings(config: RunConfig) -> None:

@@ -5,7 +5,9 @@ cores. In a synchronous run engines and trainer take turns and each side may use
 and share.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from math import floor
 
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import BadInput
@@ -16,58 +18,68 @@ HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """CPUs of the run's actors, and the bundles of its placement group: one for each node."""
+    """CPUs of the run's actors, and the bundles of its placement group: one for each card of the driver's node, or one
+    for the node, then one for each other node."""
 
     engine_cpus: tuple[int, ...]
     trainer_cpus: int
+    """Of each rank."""
     reward_cpus: tuple[int, ...]
+    engine_bundles: tuple[int, ...]
+    """By engine."""
+    rank_bundles: tuple[int, ...] = (0,)
+    """By trainer rank."""
     num_gpus: int = 0
-    """Cards that engines and trainer share; 0 for a CPU run."""
+    """Cards of the driver's node; 0 for a CPU run."""
     num_nodes: int = 1
 
-    def engine_node(self, place: int) -> int:
-        """The bundle of an engine: they take turns over the nodes, but on a GPU all stay with the trainer."""
-        return 0 if self.num_gpus else place % self.num_nodes
-
-    def worker_node(self, place: int) -> int:
-        """The bundle of a reward worker."""
-        return place % self.num_nodes
+    def worker_bundle(self, place: int) -> int:
+        """The bundle of a reward worker: they take turns over the nodes."""
+        node = place % self.num_nodes
+        return node and node + max(1, self.num_gpus) - 1
 
     @property
-    def num_relays(self) -> int:
-        """Nodes that engines are on, if they are on more than the trainer's: each then needs a relay for weights."""
-        nodes = {self.engine_node(place) for place in range(len(self.engine_cpus))}
-        return len(nodes) if len(nodes) > 1 else 0
+    def relay_bundles(self) -> tuple[int, ...]:
+        """Where relays for weights are: with rank 0, which has the weights, and wherever else engines are."""
+        source = self.rank_bundles[0]
+        others = sorted(set(self.engine_bundles) - {source})
+        return (source, *others) if others else ()
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """By node, the trainer's and driver's first; nodes with nothing to do have none."""
-        cpus = [float(self.trainer_cpus), *(0.0 for _ in range(1, self.num_nodes))]
-        for place, count in enumerate(self.engine_cpus):
-            cpus[self.engine_node(place)] += count
+        """Those with nothing to do are left out."""
+        num_cards = max(1, self.num_gpus)
+        cpus = [0.0] * (num_cards + self.num_nodes - 1)
+        for bundle in self.rank_bundles:
+            cpus[bundle] += self.trainer_cpus
+        for bundle, count in zip(self.engine_bundles, self.engine_cpus, strict=True):
+            cpus[bundle] += count
         for place, count in enumerate(self.reward_cpus):
-            cpus[self.worker_node(place)] += count
-        bundles = [{"CPU": count} for count in cpus if count]
-        bundles[0] |= {HEAD: 0.001} | ({"GPU": float(self.num_gpus)} if self.num_gpus else {})
-        return bundles
+            cpus[self.worker_bundle(place)] += count
+        cards: list[dict[str, float]] = [{"GPU": 1.0} if self.num_gpus else {} for _ in range(num_cards)]
+        cards[0][HEAD] = 0.001
+        others: list[dict[str, float]] = [{} for _ in range(1, self.num_nodes)]
+        return [bundle | {"CPU": count} for bundle, count in zip(cards + others, cpus, strict=True) if count]
 
     @property
     def gpu_share(self) -> float:
-        """Of a card, for each engine and for the trainer: Ray counts shares, memory is what each takes."""
-        return round(self.num_gpus / (len(self.engine_cpus) + 1), 4)
+        """Of a card, for each actor on it: Ray counts shares, memory is what each takes."""
+        most = max(Counter((*self.engine_bundles, *self.rank_bundles, *self.relay_bundles)).values())
+        return floor(10000 / most) / 10000 if self.num_gpus else 0.0
 
     @property
     def total_cpus(self) -> int:
         """Ray CPU slots the run asks for; a synchronous run's exceed the cores because its actors take turns."""
-        return sum(self.engine_cpus) + self.trainer_cpus + sum(self.reward_cpus)
+        return sum(self.engine_cpus) + self.trainer_cpus * len(self.rank_bundles) + sum(self.reward_cpus)
 
 
 def plan_placement(config: RunConfig, num_cores: int) -> Placement:
     """Places a run on machines of `num_cores` each; raises BadInput if its threads do not fit them."""
     rollout, num_gpus = config.rollout, config.cluster.gpus_per_node
     num_nodes = config.cluster.num_nodes
+    engine_bundles, rank_bundles = place_on_cards(config) if num_gpus else _take_turns(config)
     together = rollout.num_engines if num_gpus else -(-rollout.num_engines // num_nodes)
-    engines, trainer = together * rollout.threads_per_engine, config.trainer.threads
+    engines, trainer = together * rollout.threads_per_engine, len(rank_bundles) * config.trainer.threads
     take_turns = rollout.max_staleness == 0
     at_once = max(engines, trainer) if take_turns else engines + trainer
     if at_once > num_cores:
@@ -82,9 +94,34 @@ def plan_placement(config: RunConfig, num_cores: int) -> Placement:
         trainer_cpus=trainer,
         # A reward worker scores a whole tile in a millisecond: it needs a process, not a core.
         reward_cpus=(1,) * config.reward.num_workers,
+        engine_bundles=engine_bundles,
+        rank_bundles=rank_bundles,
         num_gpus=num_gpus,
         num_nodes=num_nodes,
     )
+
+
+def _take_turns(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bundles of engines and of the trainer on CPUs: engines over all nodes."""
+    return tuple(place % config.cluster.num_nodes for place in range(config.rollout.num_engines)), (0,)
+
+
+def place_on_cards(config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bundles of engines and of trainer ranks: together on all cards, or engines first and ranks on the rest.
+
+    Raises BadInput if they do not fit. A card alone is always shared.
+    """
+    count, num_gpus = config.rollout.num_engines, config.cluster.gpus_per_node
+    if num_gpus > 1 and config.cluster.num_nodes > 1:
+        rule = "trainer ranks and engines on several GPUs are on one node"
+        raise BadInput(rule, f"{config.cluster.num_nodes} nodes", "Set cluster.num_nodes=1.")
+    if num_gpus == 1 or config.cluster.colocate:
+        return tuple(place % num_gpus for place in range(count)), tuple(range(num_gpus))
+    if count >= num_gpus:
+        rule = f"engines and trainer each need some of the {num_gpus} GPUs of cluster.gpus_per_node"
+        remedy = "Lower rollout.num_engines, or set cluster.colocate=true."
+        raise BadInput(rule, f"{count} engines x 1 GPU", remedy)
+    return tuple(range(count)), tuple(range(count, num_gpus))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,15 @@ def test_a_step_raises_what_was_better_than_its_group(make_trainer):
 
 
 def test_tokens_beyond_the_bound_on_ratios_are_counted(make_trainer):
-    batch = make_train_batch()  # logprobs of nobody in particular
-    algorithm = AlgorithmConfig(max_importance_ratio=1.3)
-    plain, bounded = make_trainer(), make_trainer(algorithm)
-    share = [trainer.train_step(batch).truncated_fraction for trainer in (plain, bounded)]
-    assert share[0] == 0
-    assert share[1] > 0.05
+    batch = make_train_batch()
+
+    def unlikely(sample):
+        return replace(sample, rollout_logprobs=(-9.0, *sample.rollout_logprobs[1:]))  # the model's are about -6
+
+    groups = tuple(replace(group, samples=tuple(map(unlikely, group.samples))) for group in batch.groups)
+    trainers = make_trainer(), make_trainer(AlgorithmConfig(max_importance_ratio=2.0))
+    shares = [trainer.train_step(replace(batch, groups=groups)).truncated_fraction for trainer in trainers]
+    assert shares == [0, batch.num_samples / batch.num_loss_tokens]
 
 
 def test_optimizer_steps_divide_the_batch(make_trainer):

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from launch.checks import available_gpus, check_backends
+from launch.checks import available_gpus, check_backends, check_settings
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 
@@ -46,9 +46,17 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(machine):
         check_backends(load_config("one-gpu"))
 
 
+@pytest.mark.parametrize("overrides", [["cluster.colocate=true"], ["cluster.colocate=false"]])
+def test_several_gpus_go_with_either_engine(machine, overrides):
+    machine("GPU 0: NVIDIA H100 (UUID: GPU-1)", "GPU 1: NVIDIA H100 (UUID: GPU-2)")
+    for engine in ("torch", "vllm"):
+        check_settings(load_config("one-gpu", ["cluster.gpus_per_node=2", f"rollout.engine={engine}", *overrides]))
+    check_backends(load_config("one-gpu", ["cluster.gpus_per_node=2", "rollout.engine=torch", *overrides]))
+
+
 @pytest.mark.parametrize(("preset", "overrides", "remedy"), [
-    ("laptop", ["cluster.gpus_per_node=2"], "Set cluster.gpus_per_node=1"),
-    ("one-gpu", ["cluster.gpus_per_node=2"], "Set cluster.gpus_per_node=1"),
+    ("one-gpu", ["cluster.gpus_per_node=2", "cluster.colocate=false", "rollout.num_engines=2"], "colocate=true"),
+    ("one-gpu", ["cluster.gpus_per_node=2", "cluster.num_nodes=2"], "Set cluster.num_nodes=1"),
     ("laptop", ["rollout.engine=vllm"], "Set cluster.gpus_per_node=1"),
     ("reference", [], "--preset one-gpu"),
 ])
