@@ -88,7 +88,7 @@ class ShardedPolicy(Policy):
         def cut(each: Any) -> Any:  # noqa: ANN401
             if not isinstance(each, Tensor) or not each.ndim:
                 return each
-            # Every rank has read the file, so none has to send; a clone, since the part is a view of the whole.
+            # Every rank has read the file, so none has to send. A clone, as older torch gives a view of the whole.
             return distribute_tensor(each.detach().to(self._device), self._mesh, BY_ROWS, src_data_rank=None).clone()
 
         return tree_map(cut, state)
