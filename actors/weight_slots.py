@@ -66,6 +66,14 @@ class WeightSlots:
             torch._foreach_copy_([views[name] for name in names], list(tensors))
         return self.checksum(weight_version)
 
+    def adopt(self, model: nn.Module) -> None:
+        """Moves a model's parameters into the only slot, where each change to them is one to what others read."""
+        assert len(self._slots) == 1, "with several slots, the versions before must stay as they are"
+        self.write(0, model.named_parameters())
+        views = self.views(0)
+        for name, parameter in model.named_parameters():
+            parameter.data = views[name]
+
     def checksum(self, weight_version: int) -> int:
         """The version's checksum; whatever was queued on a GPU to write it is waited for."""
         return checksum(self.views(weight_version).values())

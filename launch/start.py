@@ -94,6 +94,15 @@ def _bundles(placement: Placement, timeout_s: float) -> Iterator[PlacementGroup]
         remove_placement_group(group)
 
 
+def count_slots(config: RunConfig) -> int:
+    """As many as weight versions can be alive: those being generated with, and the one being written.
+
+    Engines on a GPU hold weights of their own: in a synchronous run, where they are idle meanwhile, one is enough.
+    """
+    at_least = 1 if config.cluster.gpus_per_node else 2
+    return max(at_least, config.rollout.max_staleness + 1)
+
+
 class _Spawn:
     """Applies `ray.remote` to the plain classes, each in its bundle of the placement group, as often as needed."""
 
@@ -103,8 +112,7 @@ class _Spawn:
         self._config, self._placement, self._reward = config, placement, reward
         self._weights, self._group = weights, group
         self._model = resolve_model(config.model.path)
-        # As many slots as versions can be alive: those being generated with, and the one being written.
-        self._num_slots = max(2, config.rollout.max_staleness + 1)
+        self._num_slots = count_slots(config)
         self.published: list[int] = []
         self._relay_at = {bundle: Actor(f"weight relay {bundle}", self._relay(bundle))
                           for bundle in placement.relay_bundles}

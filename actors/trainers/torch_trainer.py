@@ -31,6 +31,7 @@ class TrainerSpec:
     weights_file: Path
     """Where engines find the weights: shared memory, or the handle of a buffer on the GPU."""
     num_slots: int
+    """Versions kept; with 1, on a GPU, engines read the model itself, and must be idle while it changes."""
     num_steps: int
     """Train steps of the whole run, for the learning-rate schedule."""
     trainer: TrainerConfig
@@ -221,7 +222,10 @@ class _Totals:
 def _make_slots(spec: TrainerSpec, model: nn.Module) -> WeightSlots:
     if spec.device == "cpu":
         return WeightSlots(spec.weights_file, model, spec.num_slots)
-    return DeviceWeightSlots.create(spec.weights_file, parameter_shapes(model), spec.num_slots)
+    slots = DeviceWeightSlots.create(spec.weights_file, parameter_shapes(model), spec.num_slots)
+    if spec.num_slots == 1 and spec.num_ranks == 1:
+        slots.adopt(model)  # 2 bytes a parameter less on the card; a rank's model is gathered anew each time
+    return slots
 
 
 def _make_optimizer(weights: Iterable[nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -63,6 +64,22 @@ def test_fsdp_with_one_rank_is_the_plain_trainer(alone, model_path, tmp_path, mo
             assert sent.num_bytes == 2 * sum(weight.numel() for weight in sharded.weights().values())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_with_one_slot_engines_read_the_model_itself(alone, model_path, tmp_path):
+    viewed = Rank()
+    viewed.make(replace(make_spec(model_path, tmp_path / "viewed", device="cuda"), num_slots=1))
+    views = viewed.trainer._slots.views(0)
+    first = viewed.send_weights(0)
+    assert first == alone.send_weights(0)
+    assert_alike(viewed.gradients(make_train_batch()), alone.gradients(make_train_batch()))
+    for name, parameter in viewed.trainer._model.named_parameters():
+        assert parameter.data_ptr() == views[name].data_ptr(), name
+        assert torch.equal(views[name], viewed.trainer._policy.weights[name].bfloat16()), name
+    assert viewed.send_weights(1).checksum != first.checksum
+    viewed.save(tmp_path)
+    viewed.load(tmp_path)
+    assert viewed.send_weights(2).checksum == viewed.send_weights(3).checksum
 
 
 @pytest.fixture(scope="module")

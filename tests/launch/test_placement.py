@@ -1,6 +1,7 @@
 import pytest
 
 from launch.placement import HEAD, plan_placement
+from launch.start import count_slots
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 
@@ -94,3 +95,11 @@ def test_ranks_compute_at_the_same_moment():
 def test_several_gpus_that_do_not_go_round(overrides, rule):
     with pytest.raises(BadInput, match=rule):
         plan_placement(load_config("one-gpu", ["cluster.gpus_per_node=2", *overrides]), num_cores=8)
+
+
+@pytest.mark.parametrize(("preset", "max_staleness", "slots"), [
+    ("laptop", 0, 2), ("laptop", 1, 2), ("laptop", 2, 3), ("one-gpu", 0, 1), ("one-gpu", 1, 2), ("one-gpu", 3, 4),
+])
+def test_slots_for_as_many_versions_as_are_alive(preset, max_staleness, slots):
+    """Engines on CPUs run on the slot itself, and a version's slot is not written over while it may be read."""
+    assert count_slots(load_config(preset, [f"rollout.max_staleness={max_staleness}"])) == slots
