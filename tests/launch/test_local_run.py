@@ -61,6 +61,7 @@ def test_a_run_leaves_everything_it_promises(reference_run, config):
     assert {path.name for path in (reference_run / "eval").iterdir()} == evaluations
     assert len((reference_run / "samples.jsonl").read_text().splitlines()) == STEPS * 6 * 3
     assert max(row["train/logprob_gap"] for row in metrics(reference_run)) < 1e-4
+    assert [row["alarm/logprob_gap"] for row in metrics(reference_run)] == [0] * STEPS
     assert poems(reference_run, 0) != poems(reference_run)
 
 
