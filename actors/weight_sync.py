@@ -32,9 +32,9 @@ class SharedMemorySync:
         self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = (),
         other_ranks: Sequence[Actor] = (),
     ) -> None:  # fmt: skip
-        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected;
+        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected.
 
-        `other_ranks`: of the trainer, whose parts of the weights it needs.
+        `other_ranks`: of the trainer, which needs their parts of the weights.
         """
         self._trainer, self._engines, self._timeout_s = trainer, engines, timeout_s
         self._published, self._relays, self._ranks = published, relays, (trainer, *other_ranks)
