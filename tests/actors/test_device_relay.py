@@ -43,6 +43,7 @@ def relays(tmp_path, monkeypatch):
     """Rank 0 beside a trainer that has its slots, and one on another card, connected."""
     monkeypatch.setattr("actors.weight_relay.DeviceWeightSlots", Memory)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    threads = torch.get_num_threads()
     file = tmp_path / "weights"
     Memory.create(file, parameter_shapes(nn.Linear(300, 70)), SLOTS)
     pair = [Relay(SLOTS, 20.0, file), Relay(SLOTS, 20.0)]
@@ -52,6 +53,7 @@ def relays(tmp_path, monkeypatch):
     yield pair
     for relay in pair:
         relay.close()
+    torch.set_num_threads(threads)  # a relay takes one
 
 
 def together(*calls):
