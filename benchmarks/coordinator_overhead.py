@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ from actors.engines.torch_engine import TorchEngine
 from actors.engines.vllm_engine import VllmEngine
 from actors.reward_worker import RewardWorker
 from actors.trainers.torch_trainer import TorchTrainer
+from benchmarks.gpu.timeline import read_spans, union_s
 from benchmarks.measure import circumstances
 from launch import start
 from launch.local import run
@@ -35,16 +37,16 @@ from rlhaiku.ledger import Ledger
 GOAL = 0.02
 FIRST_STEP = 3
 """Earlier ones warm up."""
-Span = tuple[float, float]
 
 
 def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
     """The class with each method's beginning and end appended to a file of its process."""
 
     def around(function: Callable[..., Any]) -> Callable[..., Any]:
-        def method(self: object, *arguments: object) -> object:
+        @wraps(function)  # what Ray has written on it, too
+        def method(self: object, *arguments: object, **named: object) -> object:
             began = time.time()
-            result = function(self, *arguments)
+            result = function(self, *arguments, **named)
             with (directory / f"{cls.__name__}-{id(self)}.spans").open("a") as file:
                 file.write(json.dumps([began, time.time()]) + "\n")
             return result
@@ -52,22 +54,6 @@ def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
         return method
 
     return type(cls.__name__, (cls,), {name: around(getattr(cls, name)) for name in methods})
-
-
-def read_spans(path: Path) -> list[Span]:
-    """What `spanned` wrote."""
-    return [(began, ended) for began, ended in map(json.loads, path.read_text().splitlines())]
-
-
-def union_s(spans: Sequence[Span], window: Span) -> float:
-    """Seconds of the window that at least one span covers."""
-    covered, reached = 0.0, window[0]
-    for began, ended in sorted(spans):
-        began, ended = max(began, reached), min(ended, window[1])
-        if ended > began:
-            covered += ended - began
-            reached = ended
-    return covered
 
 
 def main() -> None:

@@ -22,21 +22,15 @@ import numpy as np
 
 from benchmarks.measure import circumstances, refuse_when_busy
 from benchmarks.models import bundled, smollm2_shape
+from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, said
 from launch.checks import resolve_model
 from launch.local import load_prompts
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 ROOT = Path(__file__).parents[1]
-THREADS = 2
+THREADS, GPU_THREADS = 2, 8
 WARM_UP = 2
 TIMEOUT_S = 1800.0
-OURS = """
-import sys
-from pathlib import Path
-from launch.local import run
-from rlhaiku.config import read_config
-run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
-"""
 
 
 def settings(model: Path, options: argparse.Namespace) -> RunConfig:
@@ -60,12 +54,15 @@ def peer_settings(config: RunConfig) -> dict[str, Any]:
     return {
         "gpu": config.cluster.gpus_per_node > 0,
         "model": resolve_model(config.model.path),
-        "threads": THREADS,
+        "threads": GPU_THREADS if config.cluster.gpus_per_node else THREADS,
         "groups": config.rollout.groups_per_step,
         "group_size": config.rollout.group_size,
         "max_tokens": config.rollout.max_tokens,
         "steps": config.num_steps,
         "lr": config.trainer.lr,
+        "adam_beta1": config.trainer.adam_beta1,
+        "adam_beta2": config.trainer.adam_beta2,
+        "weight_decay": config.trainer.weight_decay,
         "seed": config.seed,
         "topic_weight": config.reward.topic_weight,
         "prompts": [{"text": prompt.text, "topic": prompt.topic} for prompt in prompts],
@@ -78,24 +75,27 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list
     file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
     command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-                                "OMP_NUM_THREADS": str(THREADS)}
+    environment = PEER_ENVIRONMENT | os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         sys.exit(f"the peer failed:\n{done.stderr[-3000:]}")
-    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, list[float]] = said(done.stdout, "RESULT ")
     return result
 
 
 def run_ours(config: RunConfig, directory: Path) -> dict[str, list[float]]:
-    """The same of ours, from metrics.jsonl; a step is rollout, scoring, train step and weight sync."""
+    """The same of ours, with the gap between trainer and engine; a step is all of it, on the wall's clock."""
     scratch = directory.parent
     write_config(config, scratch / "ours.toml")
     command = [sys.executable, "-c", OURS, str(scratch / "ours.toml"), str(directory)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        sys.exit(f"our run failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
-        "seconds": [row["time/rollout_s"] + row["time/train_s"] + row["time/sync_s"] for row in rows],
+        "seconds": said(done.stdout, "SECONDS "),
+        "sync": [row["time/sync_s"] for row in rows],
+        "gap": [row["train/logprob_gap"] for row in rows],
         "reward": [row["reward/mean"] for row in rows],
         "length": [row["completion/length_mean"] for row in rows],
     }
@@ -127,6 +127,7 @@ def main() -> None:
                     peers.append(run_peer(options.peer_python, peer, scratch))
                 else:
                     ours.append(run_ours(config, scratch / f"ours-{turn}"))
+    print(*guards(peers, ours, WARM_UP), sep="\n")
     medians = [[median(run["seconds"][WARM_UP:]) for run in side] for side in (peers, ours)]
     ratios = np.array(medians[0]) / np.array(medians[1])
     lengths = [fmean(run["length"][WARM_UP] for run in side) for side in (peers, ours)]

@@ -1,6 +1,6 @@
 """One side of `benchmarks.grpo_step`: TRL's GRPOTrainer on the same model, prompts and reward, in TRL's environment.
 
-    TRL_PYTHON benchmarks/peers/trl_grpo.py SETTINGS.json      prints one JSON line with the seconds of each step
+    TRL_PYTHON benchmarks/peers/trl_grpo.py SETTINGS.json      prints `RESULT ` and in JSON the seconds of each step
 
 `rlhaiku` itself must be importable there for the reward (add the project to PYTHONPATH); nothing else of it is used.
 """
@@ -21,6 +21,10 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
+PARTS = 4 if GPU else 1
+"""Micro-batches of an optimizer step: 256 completions at once, with their logits, would fill a card of 80 GB."""
+RESULT = "RESULT "
+"""Starts the line with the result: libraries print where they like, after it too."""
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
 
@@ -43,6 +47,24 @@ class Clock(TrainerCallback):
         self.last = now
 
 
+def timed_syncs(trainer: GRPOTrainer) -> list[float]:
+    """Seconds of every copy of the weights into vLLM, filled while the trainer runs."""
+    seconds: list[float] = []
+    if not GPU:
+        return seconds
+    generation, sync = trainer.vllm_generation, trainer.vllm_generation.sync_weights
+
+    def timed() -> None:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        sync()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+
+    generation.sync_weights = timed
+    return seconds
+
+
 def main() -> None:
     """Trains for the given number of steps."""
     torch.set_num_threads(SETTINGS["threads"])
@@ -62,18 +84,21 @@ def main() -> None:
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=0.3,
             vllm_max_model_length=1024,
-            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
+            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"] // PARTS,
+            gradient_accumulation_steps=PARTS,
             num_generations=SETTINGS["group_size"],
             max_completion_length=SETTINGS["max_tokens"],
             max_steps=SETTINGS["steps"],
             learning_rate=SETTINGS["lr"],
             lr_scheduler_type="constant",
-            weight_decay=0.0,
+            weight_decay=SETTINGS["weight_decay"],
+            adam_beta1=SETTINGS["adam_beta1"],
+            adam_beta2=SETTINGS["adam_beta2"],
             beta=0.0,
             epsilon=0.2,
             epsilon_high=0.28,
             temperature=1.0,
-            loss_type="bnpo",  # mean over all tokens of the batch, as ours
+            loss_type="dapo",  # mean over all tokens of the whole batch, as ours
             mask_truncated_completions=False,
             gradient_checkpointing=False,
             num_iterations=1,
@@ -84,16 +109,18 @@ def main() -> None:
             seed=SETTINGS["seed"],
         ),
     )
+    syncs = timed_syncs(trainer)
     clock.last = time.perf_counter()
     trainer.train()
     if SETTINGS.get("save"):
         trainer.save_model(str(Path(SETTINGS["output_dir"]) / "final"))
     history = trainer.state.log_history
-    print(json.dumps({
+    print(RESULT + json.dumps({
         "seconds": clock.seconds,
+        "sync": syncs,
         "reward": [row["reward"] for row in history if "reward" in row],
         "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
-    }))
+    }), flush=True)
 
 
 if __name__ == "__main__":

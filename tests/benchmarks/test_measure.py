@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measure
-from benchmarks.coordinator_overhead import union_s
+from benchmarks.gpu.timeline import union_s
 from benchmarks.measure import Paired, paired, refuse_when_busy, write_results
 from benchmarks.time_to_reward import curve, first_as_good
 
