@@ -174,3 +174,27 @@ def test_a_run_tells_where_it_got(tmp_path, capsys):
     learning_curve.pack(tmp_path, tmp_path / "run.tar.gz")
     with tarfile.open(tmp_path / "run.tar.gz") as tar:
         assert {name.split("/")[1] for name in tar.getnames()} == {"metrics.jsonl", "samples.jsonl", "eval"}
+
+
+class Worker:
+    """Multiplies when told."""
+
+    def work(self, step):
+        """At a step."""
+        began = time.time()
+        matrix = torch.rand(300, 300)
+        for _ in range(10):
+            matrix = (matrix @ matrix).softmax(0)
+        return began, time.time()
+
+
+def test_a_process_is_recorded_in_the_steps_asked_for(tmp_path, monkeypatch):
+    from benchmarks.gpu.idle import traced
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    worker = traced(Worker, "work", lambda step: step, tmp_path, (2, 4))()
+    windows = [worker.work(step) for step in range(6)]
+    (trace,) = tmp_path.glob("Worker-*.trace")
+    spans = read_trace(trace, ("cpu_op",))
+    busy = [union_s(spans, window) / (window[1] - window[0]) for window in windows]
+    assert [share > 0.3 for share in busy] == [False, False, True, True, False, False], busy
