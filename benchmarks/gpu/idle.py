@@ -22,7 +22,6 @@ from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import TorchEngine
 from actors.engines.vllm_engine import VllmEngine
 from actors.trainers.torch_trainer import TorchTrainer
-from benchmarks import coordinator_overhead
 from benchmarks.coordinator_overhead import spanned
 from benchmarks.gpu.timeline import ON_DEVICE, Span, idle_share, read_spans, read_trace, union_s
 from benchmarks.measure import circumstances
@@ -93,7 +92,6 @@ def main() -> None:
         "evaluation.num_prompts=2", *options.overrides,
     ])
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.cloudpickle.register_pickle_by_value(coordinator_overhead)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         windows, traces = record(config, Path(name))
