@@ -5,7 +5,7 @@
 A lane is a card and its stages, one after the other: `0:gpu_tests,rollout_torch`, or `0+1:links` for stages that take
 both; lanes run side by side. Each stage is a process of its own with a limit, and whatever it started ends with it; a
 failure ends its stage alone. Stages write their results to DIR/results.jsonl as they come, and all they say to
-DIR/CARDS.log. `--list` names the stages. `--smoke` rehearses them, on machines without a card too.
+DIR/cards-CARDS.log. `--list` names the stages. `--smoke` rehearses them, on machines without a card too.
 
 What one call leaves to the next (SmolLM2's files, the learning curve's run) is in --scratch.
 """
@@ -140,7 +140,7 @@ def run_stage(session: Session, cards: str, name: str) -> str:
         return _say(session, cards, name, "skipped: no time left")
     began = time.monotonic()
     environment = ENVIRONMENT | os.environ | {"CUDA_VISIBLE_DEVICES": cards.replace("+", ",")}
-    log = session.output / f"{cards}.log"
+    log = session.output / f"cards-{cards.replace('+', '-')}.log"
     start = log.stat().st_size if log.exists() else 0
     with log.open("a") as file:
         # A session of its own: what a stage has started must not outlive it.

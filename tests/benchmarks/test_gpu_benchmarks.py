@@ -133,7 +133,7 @@ def test_a_stage_that_fails_or_hangs_ends_alone(made, monkeypatch, capsys):
     assert [status.split(",")[0] for status in found.values()] == ["passed", "exit 3", "cut off after 3 s"]
     rows = [json.loads(line) for line in (made.output / "stages.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["good", "bad", "slow", "good"]
-    assert (made.output / "0+1.log").read_text().splitlines() == ["0,1", "begun", "0,1"]
+    assert (made.output / "cards-0-1.log").read_text().splitlines() == ["0,1", "begun", "0,1"]
     assert "    0,1" in capsys.readouterr().out
 
 
