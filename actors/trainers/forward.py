@@ -13,7 +13,7 @@ from rlhaiku.packing import PAD_SEGMENT, PROMPT_SEGMENT, Pack
 
 LOGITS_BYTES = 1 << 30
 """Most fp32 logits at once: 151,936 tokens of vocabulary at 9,000 positions would be 5.5 GB, some of it thrice."""
-KERNEL_LOGITS_BYTES = 4 << 30
+KERNEL_LOGITS_BYTES = 2 << 30
 """Most bf16 logits at once where a kernel reads them: there is one copy, and one of their gradient."""
 
 

@@ -20,7 +20,7 @@ from benchmarks.train_step import useful_flops
 from rlhaiku.config import AlgorithmConfig, load_config
 from rlhaiku.types import TrainBatch
 
-MICRO_BATCH = {"tiny": 1024, "0.6B": 16_384, "1.7B": 6144, "4B": 4096}
+MICRO_BATCH = {"tiny": 1024, "0.6B": 8192, "1.7B": 6144, "4B": 4096}
 """Tokens whose activations fit, without recomputing them."""
 BIG_CARD = 120e9
 """Bytes of a card that 4B fits on whole: weights, fp32 masters, gradients and moments are 73 GB, and activations."""
