@@ -27,11 +27,16 @@ lint: .venv/installed
 chaos: .venv/installed
 	.venv/bin/python -m benchmarks.chaos
 
-# PEER_PYTHON: the Python of an environment with trl, torch and transformers, for the comparison with TRL.
+# PEER_PYTHON: the Python of an environment with trl, for the comparisons with TRL; CONTRIBUTING.md says how to make one.
+RESULTS ?= benchmarks/latest.jsonl
 bench: .venv/installed
 	for each in reward_pool judge_client rollout_throughput train_step weight_sync coordinator_overhead; do \
-	  .venv/bin/python -m benchmarks.$$each || exit; done
-	$(if $(PEER_PYTHON),.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON))
+	  .venv/bin/python -m benchmarks.$$each --output $(RESULTS) || exit; done
+ifdef PEER_PYTHON
+	.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS)
+	.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS) --smollm2
+	.venv/bin/python -m benchmarks.time_to_reward --peer-python $(PEER_PYTHON) --output $(RESULTS)
+endif
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -14,6 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+START_TIMEOUT_S = 600.0
+"""How long an actor may take to start, whatever the deadline of its answers: it loads a model."""
 LOOK_UP_S = 1.0
 STACK_TIMEOUT_S = 20.0
 
@@ -24,6 +26,8 @@ class Process:
 
     pid: int
     node_id: str
+    up_at: float
+    """When it had started and could be asked; Unix seconds."""
 
 
 class Actor:
@@ -35,7 +39,10 @@ class Actor:
         self.doing = "starting"
         self.last_sign_s = time.monotonic()
         """When it last finished something, or was given work while idle; on the monotonic clock."""
+        self._finished: tuple[str, float] | None = None
         self.killed_because = ""
+        self.is_successor = False
+        """It took a dead one's place: not being able to start is then one more death, not a wrong setting."""
         # Asked now, while it surely answers; Ray runs it as soon as the actor is up.
         self._process_ref = handle.__ray_call__.remote(_whereabouts)
         self._process: Process | None = None
@@ -44,6 +51,22 @@ class Actor:
         process = self.process()
         where = f"pid {process.pid} on node {process.node_id[:8]}" if process else "no process yet"
         return f"{self.name} ({where})"
+
+    def patience_s(self, timeout_s: float) -> float:
+        """How long it may be silent: longer while it starts, whatever the deadline of its answers."""
+        return timeout_s if self.process() else max(timeout_s, START_TIMEOUT_S)
+
+    def finished(self, doing: str) -> None:
+        """Notes what it just answered, for the day when it does not."""
+        if doing:
+            self._finished = doing, time.monotonic()
+
+    def history(self) -> str:
+        """What it did last, as a sentence."""
+        if self._finished is None:
+            return "It has finished nothing yet."
+        doing, at_s = self._finished
+        return f"It last finished: {doing}, {time.monotonic() - at_s:.0f} s ago."
 
     def process(self) -> Process | None:
         """Its process; None while it is starting, or when it died before it was up."""
@@ -56,11 +79,19 @@ class Actor:
     def kill(self, because: str) -> None:
         """Ends it for good, even if it is stopped or hangs; its calls then fail as those of any dead actor."""
         self.killed_because = because
-        process = self.process()
-        if process and process.node_id == ray.get_runtime_context().get_node_id():
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)  # a stopped process would not hear Ray's own request
+        self.strike()
         ray.kill(self.handle)
+
+    def strike(self) -> bool:
+        """SIGKILL, which a stopped process obeys too; false if its process is not on this node, or gone already."""
+        process = self.process()
+        if process is None or process.node_id != ray.get_runtime_context().get_node_id():
+            return False
+        with suppress(OSError):
+            if _is_actor(process.pid):
+                os.kill(process.pid, signal.SIGKILL)
+                return True
+        return False
 
     def stack(self) -> str:
         """What its threads are doing, by py-spy; or why that is not known."""
@@ -80,5 +111,11 @@ class Actor:
         return done.stdout.strip() or f"no stack: {done.stderr.strip()}"
 
 
+def _is_actor(pid: int) -> bool:
+    """Whether a process is one of Ray's workers: a dead one's number may be another's by now."""
+    entry = Path(f"/proc/{pid}/cmdline")
+    return entry.read_bytes().startswith(b"ray::") if Path("/proc/self").exists() else True
+
+
 def _whereabouts(instance: object) -> Process:
-    return Process(os.getpid(), ray.get_runtime_context().get_node_id())
+    return Process(os.getpid(), ray.get_runtime_context().get_node_id(), time.time())

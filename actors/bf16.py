@@ -12,6 +12,11 @@ def to_bf16(model: PreTrainedModel) -> PreTrainedModel:
     """Turns parameters into bf16 (buffers, such as rotary frequencies, stay fp32) and fuses RMS norms."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
+    return fuse_norms(model)
+
+
+def fuse_norms(model: PreTrainedModel) -> PreTrainedModel:
+    """Has RMS norms made by one kernel each."""
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = partial(_rms_norm, module)

@@ -2,7 +2,11 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError
 
 from actors.actor import Actor
 from rlhaiku.errors import ActorDied, CrashLoop
@@ -17,8 +21,8 @@ class CrewWatcher(Protocol):
     def died(self, name: str, why: str) -> None:
         """An actor died and is being replaced; `why`: a report if it was killed for not answering, else empty."""
 
-    def recovered(self, name: str, seconds: float) -> None:
-        """Its successor finished its first work, so long after the death was noticed."""
+    def recovered(self, name: str, seconds: float, up_s: float) -> None:
+        """Its successor finished its first work so long after the death was noticed, `up_s` of them after its start."""
 
 
 class Unwatched:
@@ -27,7 +31,7 @@ class Unwatched:
     def died(self, name: str, why: str) -> None:
         """Nothing."""
 
-    def recovered(self, name: str, seconds: float) -> None:
+    def recovered(self, name: str, seconds: float, up_s: float) -> None:
         """Nothing."""
 
 
@@ -50,7 +54,10 @@ class Crew:
         died_s = self._died_s[place]
         if died_s is not None:
             self._died_s[place] = None
-            self._watcher.recovered(self.actors[place].name, time.monotonic() - died_s)
+            actor, seconds = self.actors[place], time.monotonic() - died_s
+            process = actor.process()
+            up_s = time.time() - process.up_at if process else seconds
+            self._watcher.recovered(actor.name, seconds, min(seconds, max(0.0, up_s)))
 
     def replace(self, dead: Actor, death: ActorDied) -> None:
         """Starts another in a dead one's place, unless that has happened; raises CrashLoop when deaths repeat."""
@@ -63,7 +70,10 @@ class Crew:
         if self._died_s[place] is None:
             self._died_s[place] = time.monotonic()
         self._watcher.died(str(dead), dead.killed_because)
+        with suppress(RayError):
+            ray.kill(dead.handle)  # if only its connection was lost, it must not work beside its successor
         self.actors[place] = self._start(place)
+        self.actors[place].is_successor = True
 
     def _start(self, place: int) -> Actor:
         return Actor(f"{self._who} {place}", self._spawn(place))

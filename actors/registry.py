@@ -44,10 +44,6 @@ class Registry:
         self._new.add(place)
         self._new_in_answer.discard(place)  # who is in an answer under way is the dead one
 
-    def replace_lock(self, lock: Any) -> None:  # noqa: ANN401
-        """A lock that nobody holds, in place of one whose holder died."""
-        self._lock = lock
-
     def train_parallel_config(self) -> dict[str, int]:
         """`dp_size`, `cp_size`, `vpp_size` and more, as rank 0 reported them; raises RunFailed before it has."""
         if self._parallel_config is None:

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.reward_worker import RewardTable, RewardWorker, mean_stats
+from actors.reward_worker import RewardTable, RewardWorker, merge_stats
 from actors.waiting import RayEvents, wait_for
-from rlhaiku.errors import ActorDied, WaitTimeout
+from rlhaiku.errors import ActorDied, ActorFailed, WaitTimeout
 from rlhaiku.events import GroupsScored, RoleEvent
 from rlhaiku.types import Group, Reward, ScoredGroup
 
@@ -42,7 +42,7 @@ class RewardPool:
         self._calls_per_worker = JUDGED_CALLS if has_judge else 1
         self._waiting: deque[Group] = deque()
         self._in_flight = [0] * len(workers)
-        events.pause_while(self.is_paused)
+        events.pause_while(self.is_paused, lambda: self._workers.actors, self._signs)
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score."""
@@ -59,11 +59,15 @@ class RewardPool:
             return {}
         nothing: dict[str, float] = {}
         snapshots = [_ask(worker, "stats", nothing) for worker in self._workers.actors]
-        return {f"judge/{name}": value for name, value in mean_stats(snapshots).items()}
+        return {f"judge/{name}": value for name, value in merge_stats(snapshots).items()}
 
     def is_paused(self) -> bool:
-        """Whether a worker waits for a judge that is away; the clocks of the run then stop."""
-        return self._has_judge and any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
+        """Whether a worker waits for what has a deadline of its own, e.g. a judge; the workers' clocks then stop."""
+        return any(_ask(worker, "is_paused", False) for worker in self._workers.actors)
+
+    def _signs(self) -> int:
+        """How much workers have done inside their calls."""
+        return sum(_ask(worker, "signs", 0) for worker in self._workers.actors)
 
     def _dispatch(self) -> None:
         while self._waiting and min(self._in_flight) < self._calls_per_worker:
@@ -117,6 +121,6 @@ def _ask(worker: Actor, question: str, otherwise: T) -> T:
     """A worker's answer; if it cannot even answer that, `otherwise`: its calls will tell what has become of it."""
     try:
         answer: T = wait_for(getattr(worker.handle, question).remote(), STATUS_TIMEOUT_S, worker.name)
-    except (WaitTimeout, ActorDied):
+    except (WaitTimeout, ActorFailed):
         return otherwise
     return answer

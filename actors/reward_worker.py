@@ -1,20 +1,20 @@
 """Scores groups in a process of its own, so that a slow reward never blocks generation or the coordinator."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import fsum
 from typing import Self
 
+from actors.user_reward import Poem, UserReward, as_reward, call
 from rlhaiku.haiku.reward import HaikuReward, PoemScore
 from rlhaiku.haiku.structure import strip_template
 from rlhaiku.judge import JudgeClient, Judged, Judgement, JudgeSettings, PoemToJudge, Rubric
 from rlhaiku.types import Prompt, Reward, Scored, Unscored
 
-RewardFn = Callable[[Prompt, str], float | Reward]
-"""Scores one completion's text; a bare number is the total."""
+RewardFn = Callable[[Prompt, str], float | Reward | Awaitable[float | Reward]]
+"""Scores one completion's text; a bare number is the total. `async def` functions are awaited side by side."""
 
-Poem = tuple[Prompt, str]
 PromptedTexts = tuple[Prompt, tuple[str, ...]]
 """A prompt and the texts of its completions: all a reward may look at, so all that is sent."""
 
@@ -29,6 +29,10 @@ class RewardSpec:
     """Where the judge is, without its key: a worker takes that from its own environment."""
     rubric: Rubric | None = None
     """How the judge is asked; None is the default rubric."""
+    timeout_s: float = 60.0
+    """Longest time for one poem in a function that is not ours."""
+    inline: bool = True
+    """Whether the coordinator's own process may score a few poems, if the functions are quick enough for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class RewardTable:
 
 
 _NOTHING = Scored(0.0)
+MOST_LEFT_BEHIND = 8
+"""Threads that hang in a user's function before a worker ends itself, and another starts in its place."""
 
 
 class RewardWorker:
@@ -75,34 +81,63 @@ class RewardWorker:
     def __init__(self, spec: RewardSpec) -> None:
         self._spec = spec
         self._judge: JudgeClient | None = None
+        self._users = {
+            i: UserReward(function, spec.timeout_s)
+            for i, (function, _) in enumerate(spec.functions)
+            if not isinstance(function, HaikuReward)
+        }
+        self._calls = 0
+        self._signs = 0
 
     async def score(self, poems: Sequence[PromptedTexts]) -> RewardTable:
         """One reward per text, in order; what raised or was not judged is `Unscored`, never 0."""
+        if sum(user.left_behind for user in self._users.values()) >= MOST_LEFT_BEHIND:
+            os._exit(1)  # the pool starts another; no softer way waits for no thread
         return RewardTable.of(await self.rewards([(prompt, text) for prompt, texts in poems for text in texts]))
 
     async def rewards(self, poems: Sequence[Poem]) -> list[Reward]:
         """The reward of each poem."""
         columns = []
-        for function, _ in self._spec.functions:
-            if self._spec.judge and isinstance(function, HaikuReward):
+        for i, (function, _) in enumerate(self._spec.functions):
+            if i in self._users:
+                columns.append(await self._score_by_user(self._users[i], poems))
+            elif self._spec.judge and isinstance(function, HaikuReward):
                 columns.append(await self._score_with_style(function, poems))
             else:
-                columns.append([_score_one(function, poem) for poem in poems])
+                columns.append([as_reward(call(function, poem)) for poem in poems])
         return self._combined(columns)
 
     def rewards_now(self, poems: Sequence[Poem]) -> list[Reward]:
-        """The same without a judge, in the calling process."""
-        return self._combined([[_score_one(function, poem) for poem in poems] for function, _ in self._spec.functions])
+        """The same without a judge and without deadlines, in the calling process."""
+        functions = [function for function, _ in self._spec.functions]
+        return self._combined([[as_reward(call(function, poem)) for poem in poems] for function in functions])
 
     async def is_paused(self) -> bool:
-        """Whether the judge is away, so that poems wait for it."""
-        return self._judge is not None and self._judge.stats().breaker == "open"
+        """Whether its silence has a reason with a deadline of its own, so that it is no hang.
+
+        That is a user's function at work, a judge that is away or asks for patience, or one that has answered, or was
+        asked something, since the last time this was called: such a judge is slow.
+        """
+        before, self._signs = self._signs, self._judge.signs if self._judge else 0
+        judge_waits = self._judge is not None and self._judge.is_waiting
+        return self._calls > 0 or judge_waits or self._signs > before
+
+    async def signs(self) -> int:
+        """Grows with every question and answer of the judge and every call of a user's function."""
+        return (self._judge.signs if self._judge else 0) + sum(user.finished for user in self._users.values())
 
     async def stats(self) -> dict[str, float]:
         """What the judge client has counted so far; empty without a judge."""
         if self._judge is None:
             return {}
         return {name: float(value) for name, value in asdict(self._judge.stats()).items() if name != "breaker"}
+
+    async def _score_by_user(self, user: UserReward, poems: Sequence[Poem]) -> list[Reward]:
+        self._calls += 1
+        try:
+            return await user.score(poems)
+        finally:
+            self._calls -= 1
 
     async def _score_with_style(self, reward: HaikuReward, poems: Sequence[Poem]) -> list[Reward]:
         scores = [reward.score_text(prompt, text) for prompt, text in poems]
@@ -124,14 +159,6 @@ class RewardWorker:
         if weights == [1.0]:
             return list(columns[0])
         return [_combine(row, weights) for row in zip(*columns, strict=True)]
-
-
-def _score_one(function: RewardFn, poem: Poem) -> Reward:
-    try:
-        reward = function(*poem)
-    except Exception as error:  # a user's function may raise anything; it is counted in reward/unscored
-        return Unscored(f"{type(error).__name__}: {error}")
-    return reward if isinstance(reward, Scored | Unscored) else Scored(float(reward))
 
 
 def _to_judge(prompt: Prompt, text: str) -> PoemToJudge:
@@ -159,11 +186,18 @@ def _combine(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
     return Scored(fsum(totals), components)
 
 
-def mean_stats(snapshots: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One row of several workers' counters: counts are added, latencies and shares averaged."""
+def merge_stats(snapshots: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One row of several workers' judge counters.
+
+    Counts are added; the median latency and the validity are means, weighted by the answers they are about; of the
+    99th percentiles the largest stands, which the one of all answers together does not exceed.
+    """
     present = [snapshot for snapshot in snapshots if snapshot]
-    names = present[0] if present else {}
-    return {
-        name: fsum(s[name] for s in present) / (len(present) if name.startswith("latency") or name == "validity" else 1)
-        for name in names
-    }
+    if not present:
+        return {}
+    merged = {name: fsum(snapshot[name] for snapshot in present) for name in present[0]}
+    weights = [snapshot["answers"] for snapshot in present]
+    for name in ("latency_p50_s", "validity"):
+        weighted = fsum(snapshot[name] * weight for snapshot, weight in zip(present, weights, strict=True))
+        merged[name] = weighted / fsum(weights) if any(weights) else present[0][name]
+    return merged | {"latency_p99_s": max(snapshot["latency_p99_s"] for snapshot in present)}

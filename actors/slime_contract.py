@@ -6,6 +6,7 @@ its source is read, not imported, so the answer takes a moment and needs neither
 
 import ast
 import json
+import logging
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from actors.registry import Registry
 from actors.slime_pin import SLIME_COMMIT, SLIME_IMAGE
 from rlhaiku.errors import BadInput
 
-NEEDED = ("slime", "megatron", "sglang")
+NEEDED = ("slime", "megatron.core", "megatron.training", "sglang")
 ANSWER = (
     "rollout_engines", "rollout_engine_lock", "num_new_engines",
     "engine_gpu_counts", "engine_gpu_offsets", "engine_parallel_configs",
@@ -25,6 +26,7 @@ ANSWER = (
 TRAINER = "backends/megatron_utils/actor.py"
 ENGINE = "backends/sglang_utils/sglang_engine.py"
 CONNECT = ("self", *(name for name in ANSWER if name != "num_new_engines"))
+UPDATER = ("self", "args", "model", "weights_getter", "model_name", "quantization_config")
 CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     TRAINER: {
         "MegatronTrainRayActor.init": ("self", "args", "role", "with_ref"),
@@ -32,17 +34,35 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "MegatronTrainRayActor.save_model": ("self", "rollout_id", "force_sync"),
         "MegatronTrainRayActor.update_weights": ("self",),
     },
+    "backends/megatron_utils/checkpoint.py": {
+        "load_checkpoint": (
+            "ddp_model", "optimizer", "opt_param_scheduler", "checkpointing_context", "skip_load_to_model_and_opt",
+        ),
+    },
+    "backends/megatron_utils/megatron_to_hf/__init__.py": {
+        "convert_to_hf": ("args", "model_name", "name", "param"),
+    },
+    "backends/megatron_utils/update_weight/common.py": {
+        "all_gather_param": ("name", "param"),
+        "named_params_and_buffers": ("args", "model"),
+    },
+    "observability/logging_utils.py": {"log": ("args", "metrics", "step_key")},
     "ray/train_actor.py": {
         "TrainRayActor.__init__": ("self", "world_size", "rank", "master_addr", "master_port"),
         "TrainRayActor.set_rollout_manager": ("self", "rollout_manager"),
     },
-    "ray/ray_actor.py": {"RayActor.get_master_addr_and_port": ("self",)},
-    "ray/utils.py": {"Lock.acquire": ("self",), "Lock.release": ("self",)},
+    "ray/ray_actor.py": {
+        "RayActor.get_master_addr_and_port": ("self",),
+        "RayActor._get_current_node_ip_and_free_port": ("start_port", "consecutive"),
+    },
+    "ray/utils.py": {"add_default_ray_env_vars": ("env_vars",), "Lock.acquire": ("self",), "Lock.release": ("self",)},
     "backends/megatron_utils/update_weight/update_weight_from_tensor.py": {
         "UpdateWeightFromTensor.connect_rollout_engines": CONNECT,
+        "UpdateWeightFromTensor.__init__": UPDATER,
     },
     "backends/megatron_utils/update_weight/update_weight_from_distributed.py": {
         "UpdateWeightFromDistributed.connect_rollout_engines": CONNECT,
+        "UpdateWeightFromDistributed.__init__": UPDATER,
     },
     ENGINE: {
         "SGLangEngine.__init__": ("self", "args", "rank", "worker_type", "base_gpu_id", "sglang_overrides"),
@@ -72,13 +92,30 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "utils/misc.py": {"Box.__init__": ("self", "inner")},
 }  # fmt: skip
 """By file and function: the arguments we give, in order. More are fine if they have defaults."""
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    TRAINER: {
+        "MegatronTrainRayActor.init": (
+            "model", "optimizer", "opt_param_scheduler", "weights_backuper", "weight_updater",
+        ),
+    },
+    **{
+        f"backends/megatron_utils/update_weight/update_weight_from_{kind.lower()}.py": {
+            f"UpdateWeightFrom{kind}.__init__": ("weight_version", "model_name"),
+        }
+        for kind in ("Tensor", "Distributed")
+    },
+}  # fmt: skip
+"""By file and method: what it sets on itself that we read or set."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def check_slime() -> None:
-    """Raises BadInput, naming every difference, unless slime is installed and keeps the contract."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    """Raises BadInput, naming every difference, unless slime is installed and keeps the contract.
+
+    A commit other than the one of `slime_pin.py` is fine if nothing differs; it is mentioned.
+    """
+    missing = [name for name in NEEDED if not _is_there(name)]
     if missing:
         remedy = f"Use the image {SLIME_IMAGE.partition('@')[0]}, or put slime and Megatron on PYTHONPATH."
         raise BadInput("the Megatron trainer needs slime, Megatron and SGLang", f"no {', no '.join(missing)}", remedy)
@@ -86,6 +123,11 @@ def check_slime() -> None:
     if differences := list(contract_differences(root)):
         said = f"slime {commit_of(root) or 'of unknown commit'}: {'; '.join(differences)}"
         raise BadInput("the installed slime must keep the contract", said, f"Check out its commit {SLIME_COMMIT}.")
+    if (commit := commit_of(root)) != SLIME_COMMIT:
+        logging.getLogger(__name__).warning(
+            "slime is at %s, not at the commit it was tested at, %s; what can be read of it is as needed",
+            commit or "an unknown commit", SLIME_COMMIT,
+        )  # fmt: skip
 
 
 def contract_differences(root: Path) -> Iterator[str]:
@@ -100,6 +142,8 @@ def contract_differences(root: Path) -> Iterator[str]:
         for name, expected in calls.items():
             if name not in functions:
                 yield f"{file} has no {name}"
+            elif lacking := _not_set(functions[name], ATTRIBUTES.get(file, {}).get(name, ())):
+                yield f"{name} does not set {', '.join(lacking)}"
             elif not _takes(functions[name], expected):
                 yield f"{name} takes ({', '.join(_parameters(functions[name]))}), not ({', '.join(expected)})"
 
@@ -118,10 +162,19 @@ def commit_of(root: Path) -> str | None:
     return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")  # type: ignore[no-any-return]
 
 
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
+
+
 def _source_root() -> Path:
+    """Of the places where Python looks for slime, the one that has its files: a folder of that name is no slime."""
     spec = find_spec("slime")
     assert spec and spec.submodule_search_locations
-    return Path(next(iter(spec.submodule_search_locations)))
+    places = [Path(place) for place in spec.submodule_search_locations]
+    return next((place for place in places if (place / TRAINER).is_file()), places[0])
 
 
 def _callback_differences(tree: ast.Module) -> Iterator[str]:
@@ -144,6 +197,15 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, Function]]:
             yield node.name, node
         elif isinstance(node, ast.ClassDef):
             yield from ((f"{node.name}.{item.name}", item) for item in node.body if isinstance(item, Function))
+
+
+def _not_set(function: Function, expected: tuple[str, ...]) -> list[str]:
+    """Attributes that a method does not assign to itself."""
+    is_set = {
+        node.attr for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }  # fmt: skip
+    return [name for name in expected if name not in is_set]
 
 
 def _parameters(function: Function) -> list[str]:

@@ -15,10 +15,17 @@ SLIME_IMAGE = (
 """SGLang, Megatron and slime as one tested set; the tag is for people, the digest is what is pulled."""
 SLIME_HOME = "/root/slime"
 MEGATRON_HOME = "/root/Megatron-LM"
-"""Where the image has them; Megatron is found through PYTHONPATH only."""
+"""Where the image has them."""
 
 CHECK_OUT_SLIME = (
     f"if [ -d {SLIME_HOME} ]; then git -C {SLIME_HOME} fetch --depth 1 {SLIME_REPOSITORY} {SLIME_COMMIT}"
     f" && git -C {SLIME_HOME} checkout {SLIME_COMMIT}; fi"
 )
 """Shell command of the image's build; does nothing in an image without slime."""
+
+PUT_SLIME_ON_PATH = (
+    f"if [ -d {SLIME_HOME} ]; then printf '%s\\n' {SLIME_HOME} {MEGATRON_HOME}"
+    """ > "$(python -c 'import site; print(site.getsitepackages()[0])')/rlhaiku-slime.pth"; fi"""
+)
+"""The same for Python's path: Modal puts /root on it, where `slime` is the repository's folder and not the package, and
+Megatron installs `megatron.core` without `megatron.training`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from actors.actor import Actor
 from actors.crew import Crew
 from actors.engines.sglang_engine import HeldWeights
-from actors.waiting import START_TIMEOUT_S, wait_for, wait_for_all
+from actors.waiting import wait_for, wait_for_all
 from rlhaiku.errors import ActorDied, WeightMismatch
 from rlhaiku.types import SyncReport
 
@@ -84,8 +84,8 @@ class SlimeSync:
         while True:
             engine = self._engines.actors[place]
             try:
-                start_s = max(self._timeout_s, START_TIMEOUT_S)
-                wait_for(engine.handle.__ray_ready__.remote(), start_s, engine, "to be up")
+                patience_s = engine.patience_s(self._timeout_s)
+                wait_for(engine.handle.__ray_ready__.remote(), patience_s, engine, "to be up")
             except ActorDied as death:
                 self._engines.replace(engine, death)
             else:

@@ -17,8 +17,6 @@ from actors.actor import Actor
 from rlhaiku.errors import ActorDied, ActorFailed, RlhaikuError, WaitTimeout
 from rlhaiku.events import RoleEvent
 
-START_TIMEOUT_S = 600.0
-"""How long an actor may take to start, whatever the deadline of its answers: it loads a model."""
 BURIAL_S = 30.0
 """How long Ray may take to notice that a killed process is gone."""
 PROBE_S = 1.0
@@ -29,16 +27,16 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
     """The value of a Ray reference, or of each in a list; `doing`: what was asked.
 
     After `timeout_s` seconds an Actor is killed and ActorDied raised; for others, WaitTimeout. Raises ActorDied also
-    when the actor is gone, ActorFailed when it raised something that is not ours or could not start; our own errors
-    pass through.
+    when the actor is gone, or is a successor that could not start; ActorFailed when it raised something that is not
+    ours or could not start; our own errors pass through.
     """
     asked = f", asked {doing}," if doing else ""
     try:
-        return ray.get(ref, timeout=timeout_s)
+        answer = ray.get(ref, timeout=timeout_s)
     except GetTimeoutError:
         said = f"{who}{asked} must answer within {timeout_s:g} s; it did not"
         if isinstance(who, Actor):
-            report = f"{said}, and was killed. It was here:\n{who.stack()}"
+            report = f"{said}, and was killed. {who.history()} It was here:\n{who.stack()}"
             who.kill(report)
             raise ActorDied(report) from None
         raise WaitTimeout(f"{said}. See its log, or raise cluster.wait_timeout_s.") from None
@@ -49,11 +47,21 @@ def wait_for(ref: Any, timeout_s: float, who: Actor | str, doing: str = "") -> A
             raise ActorDied(f"{who}{asked} lost somebody it needed: {error.cause}") from None
         raise ActorFailed(f"{who}{asked} raised:\n{error}") from None
     except RayActorError as error:
-        if error.actor_init_failed:
+        if error.actor_init_failed and not (isinstance(who, Actor) and who.is_successor):
             raise ActorFailed(f"{who} could not start:\n{error}") from None
-        because = who.killed_because if isinstance(who, Actor) else ""
-        first_line = str(error).partition("\n")[0]  # the rest is Ray's guesses at the cause
-        raise ActorDied(because or f"{who}{asked} died: {first_line}") from None
+        because, history = (who.killed_because, f" {who.history()}") if isinstance(who, Actor) else ("", "")
+        lines = str(error).strip().splitlines()
+        cause = lines[-1] if error.actor_init_failed else lines[0]  # of a process that is gone, the rest is guesses
+        raise ActorDied(because or f"{who}{asked} died: {cause}{history}") from None
+    if isinstance(who, Actor):
+        who.finished(doing)
+    return answer
+
+
+def wait_for_start(actor: Actor, timeout_s: float) -> None:
+    """Returns when an actor is up, at once if it is known to be; raises what `wait_for` raises."""
+    if actor.process() is None:
+        wait_for(actor.handle.__ray_ready__.remote(), actor.patience_s(timeout_s), actor, "to start")
 
 
 def wait_for_all(
@@ -112,19 +120,48 @@ def _require_alive(actor: Actor, doing: str) -> None:
 @dataclass(frozen=True, slots=True)
 class _Pending:
     actor: Actor
+    doing: str
     then: Callable[[Any], RoleEvent | None]
     on_death: Callable[[ActorDied], None] | None
+
+
+class _Pause:
+    """Stands still the clocks of actors that wait for somebody else."""
+
+    def __init__(
+        self, asks: Callable[[], bool], actors: Callable[[], Sequence[Actor]], signs: Callable[[], int]
+    ) -> None:
+        self._asks, self._actors, self._signs = asks, actors, signs
+        self._seen = 0
+        self._began_s: float | None = None
+
+    def hold_clocks(self, longest_s: float) -> None:
+        """Takes their silence so far for a pause, if it is one, and has not lasted for `longest_s`."""
+        if not self._asks():
+            self._began_s = None
+            return
+        now, seen = time.monotonic(), self._signs()
+        if self._began_s is None or seen != self._seen:  # what moves is another pause
+            self._began_s, self._seen = now, seen
+        if now - self._began_s < longest_s:
+            for actor in self._actors():
+                actor.last_sign_s = now
+
+    def saw(self, actor: Actor) -> None:
+        """Somebody finished something; if it is one of them, whatever they wait for is another pause."""
+        if actor in self._actors():
+            self._began_s = None
 
 
 class RayEvents:
     """The coordinator's event source: every outstanding Ray call, and the event that its result becomes."""
 
-    def __init__(self, timeout_s: float) -> None:
-        """`timeout_s`: longest silence of an actor that has work."""
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, longest_pause_s: float = 600.0) -> None:
+        """`timeout_s`: longest silence of an actor that has work; `longest_pause_s`: what a pause adds at most."""
+        self._timeout_s, self._longest_pause_s = timeout_s, longest_pause_s
         self._pending: dict[Any, _Pending] = {}
         self._delivered: deque[RoleEvent] = deque()
-        self._pauses: list[Callable[[], bool]] = []
+        self._pauses: list[_Pause] = []
         self._last = "nothing"
         self._last_s = time.monotonic()
 
@@ -143,15 +180,21 @@ class RayEvents:
         if not any(pending.actor is actor for pending in self._pending.values()):
             actor.last_sign_s = time.monotonic()
         actor.doing = doing
-        self._pending[ref] = _Pending(actor, then, on_death)
+        self._pending[ref] = _Pending(actor, doing, then, on_death)
 
     def deliver(self, event: RoleEvent) -> None:
         """Adds an outcome that no Ray call was needed for."""
         self._delivered.append(event)
 
-    def pause_while(self, paused: Callable[[], bool]) -> None:
-        """Stops all clocks while `paused` says so, e.g. while a judge is away."""
-        self._pauses.append(paused)
+    def pause_while(
+        self, paused: Callable[[], bool], actors: Callable[[], Sequence[Actor]], signs: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Stops the clocks of `actors()` while `paused` says so, e.g. while the judge they ask is away.
+
+        For `longest_pause_s` at most since one of them last finished something, or `signs`, of what they do inside a
+        call, last changed: then they too may be hanging.
+        """
+        self._pauses.append(_Pause(paused, actors, signs))
 
     def next(self, waiting_for: str) -> RoleEvent:
         """The next result, as an event."""
@@ -173,17 +216,19 @@ class RayEvents:
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
         if ready:
             self._settle(ready[0])
-        elif any(paused() for paused in self._pauses):
-            for pending in self._pending.values():
-                pending.actor.last_sign_s = time.monotonic()
         else:
+            for pause in self._pauses:
+                pause.hold_clocks(self._longest_pause_s)
             self._bury_the_silent(waiting_for)
 
     def _settle(self, ref: Any) -> None:  # noqa: ANN401
         pending = self._pending.pop(ref)
         pending.actor.last_sign_s = time.monotonic()
+        for pause in self._pauses:
+            pause.saw(pending.actor)
         try:
-            value = wait_for(ref, self._timeout_s, pending.actor)
+            value = wait_for(ref, self._timeout_s, pending.actor, f"for {pending.doing}")
+            pending.actor.finished(pending.doing)  # without the preposition
         except ActorDied as death:
             if pending.on_death is None:
                 raise
@@ -203,13 +248,14 @@ class RayEvents:
     def _bury_the_silent(self, waiting_for: str) -> None:
         """Kills whoever has been silent for too long; Ray reports the deaths, and they go the way of all deaths."""
         for actor in {pending.actor for pending in self._pending.values()}:
-            limit_s = self._timeout_s if actor.process() else max(self._timeout_s, START_TIMEOUT_S)
+            limit_s = actor.patience_s(self._timeout_s)
             silence_s = self._silence_s(actor)
             if silence_s < limit_s:
                 continue
             report = (
-                f"{waiting_for}: {actor}, busy with {actor.doing}, must give a sign within {self._timeout_s:g} s; "
-                f"silent for {silence_s:.0f} s. {self._last_event()} Raise cluster.wait_timeout_s if it is only slow."
+                f"{waiting_for}: {actor}, busy with {actor.doing}, must give a sign within {limit_s:g} s; silent for "
+                f"{silence_s:.0f} s. {actor.history()} {self._last_event()} Raise cluster.wait_timeout_s if it is only "
+                "slow."
             )
             if actor.killed_because:
                 raise WaitTimeout(f"{report} It was killed, and Ray has not noticed for {BURIAL_S:g} s.")

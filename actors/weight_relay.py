@@ -1,26 +1,28 @@
-"""Weights for engines on other nodes than the trainer's: one relay on each node that has engines.
+"""Weights for engines on other nodes or cards than the trainer's: one relay on each that has engines.
 
     trainer ──writes──► slots ◄──reads── relay 0 ══ gloo ══► relay 1 ──writes──► slots ◄──map── engines
                        (node 0)                                                (node 1)
 
+Between the cards of one node it is the same with NCCL, and slots that are opened over CUDA IPC on their own card.
 A relay passes bytes on and knows nothing of models. Whether they arrived, the engines' checksums say, as on the
 trainer's own node. One that dies ends the attempt: its engines cannot get what comes next.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroupGloo, Store, TCPStore  # type: ignore[attr-defined]
 
 from actors.actor import Actor
 from actors.waiting import wait_for, wait_for_all
-from actors.weight_slots import shared_directory
+from actors.weight_slots import DeviceWeightSlots, Shapes, shared_directory
 from rlhaiku.errors import ActorDied, ActorFailed
 
 CLOSE_S = 20.0
@@ -28,13 +30,15 @@ CLOSE_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where relays find each other, and how much memory they hold."""
+    """Where relays find each other, and what they hold."""
 
     host: str
     """Address of the trainer's node."""
     port: int
     num_bytes: int
     """Of all slots together."""
+    shapes: Shapes = field(default_factory=dict)
+    """Of the parameters in a slot, for slots on GPUs: engines take them from there."""
 
 
 class WeightRelay:
@@ -56,29 +60,39 @@ class WeightRelay:
     def open(self) -> Meeting:
         """On rank 0, once the trainer is up: where the others are to come."""
         self._store = TCPStore(self._address, 0, is_master=True, wait_for_workers=False, timeout=self._timeout)
-        return Meeting(self._address, self._store.port, self._file.stat().st_size)
+        return self._meeting(self._address, self._store.port)
 
     def join(self, meeting: Meeting, rank: int, num_relays: int) -> None:
         """Returns when all have joined; raises ActorDied if somebody does not."""
         with self._needing_others("to join"):
             store = self._store or TCPStore(meeting.host, meeting.port, wait_for_workers=False, timeout=self._timeout)
-            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._timeout = self._timeout
-            # The address that Ray knows: gloo would take the host name's, which others may not reach.
-            options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
-            self._group = ProcessGroupGloo(store, rank, num_relays, options)
-        flat = torch.from_file(str(self._file), shared=True, size=meeting.num_bytes, dtype=torch.uint8)
-        self._slots: Tensor = flat.view(self._num_slots, -1)
+            self._group = self._join(store, rank, num_relays)
+        self._slots = self._hold(meeting)
 
     def pass_on(self, weight_version: int) -> None:
         """Every relay at once: rank 0's bytes of a version into everybody's slot; raises ActorDied if one is gone."""
         with self._needing_others(f"to pass on weight version {weight_version}"):
             slot = self._slots[weight_version % self._num_slots]
-            self._group.broadcast(slot, 0).wait(self._timeout)  # type: ignore[attr-defined]
+            self._group.broadcast(slot, 0).wait(self._timeout)
 
     def close(self) -> None:
         """Gives the memory back once nobody maps it."""
         self._held.close()
+
+    def _meeting(self, host: str, port: int) -> Meeting:
+        return Meeting(host, port, self._file.stat().st_size)
+
+    def _hold(self, meeting: Meeting) -> Tensor:
+        """[slots, bytes] the memory of this place."""
+        flat = torch.from_file(str(self._file), shared=True, size=meeting.num_bytes, dtype=torch.uint8)
+        return flat.view(self._num_slots, -1)
+
+    def _join(self, store: Store, rank: int, num_relays: int) -> Any:  # noqa: ANN401  (a process group)
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = self._timeout
+        # The address that Ray knows: gloo would take the host name's, which others may not reach.
+        options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
+        return ProcessGroupGloo(store, rank, num_relays, options)
 
     @contextmanager
     def _needing_others(self, doing: str) -> Iterator[None]:
@@ -89,12 +103,37 @@ class WeightRelay:
             raise ActorDied(f"the weight relay at {self._address} needs those of all nodes {doing}: {said}") from None
 
 
+class DeviceWeightRelay(WeightRelay):
+    """Holds the weight slots of its card. Rank 0 is on the trainer's, where it opens the trainer's own."""
+
+    def pass_on(self, weight_version: int) -> None:
+        """Every relay at once: rank 0's bytes of a version into everybody's slot, where they are when this returns."""
+        super().pass_on(weight_version)
+        torch.cuda.synchronize()
+
+    def _meeting(self, host: str, port: int) -> Meeting:
+        self._device_slots = DeviceWeightSlots.open(self._file)
+        return Meeting(host, port, self._device_slots.raw().numel(), self._device_slots.shapes)
+
+    def _hold(self, meeting: Meeting) -> Tensor:
+        if self._store is None:  # not rank 0
+            self._device_slots = DeviceWeightSlots.create(self._file, meeting.shapes, self._num_slots)
+        return self._device_slots.raw()
+
+    def _join(self, store: Store, rank: int, num_relays: int) -> Any:  # noqa: ANN401  (a process group)
+        from torch.distributed import ProcessGroupNCCL  # not in CPU builds
+
+        options = ProcessGroupNCCL.Options()
+        options._timeout = self._timeout
+        return ProcessGroupNCCL(store, rank, num_relays, options)
+
+
 def connect(relays: Sequence[Actor], timeout_s: float) -> None:
     """Makes one group of them, the first on the trainer's node, once the trainer is up; of none, nothing."""
     if relays:
-        meeting = wait_for(relays[0].handle.open.remote(), timeout_s, relays[0], "to open a gloo group")
+        meeting = wait_for(relays[0].handle.open.remote(), timeout_s, relays[0], "to open a group")
         joins = [(relay.handle.join.remote(meeting, rank, len(relays)), relay) for rank, relay in enumerate(relays)]
-        wait_for_all(joins, timeout_s, "to join a gloo group")
+        wait_for_all(joins, timeout_s, "to join the group")
 
 
 def close(relays: Sequence[Actor]) -> None:

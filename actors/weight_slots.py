@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from rlhaiku.errors import WeightMismatch
+
 ALIGNMENT = 64
 """Elements; every tensor starts on a cache line, so kernels see the same alignment in every slot."""
 SAMPLES = 256
@@ -64,39 +66,59 @@ class WeightSlots:
             torch._foreach_copy_([views[name] for name in names], list(tensors))
         return self.checksum(weight_version)
 
+    def adopt(self, model: nn.Module) -> None:
+        """Moves a model's parameters into the only slot, where each change to them is one to what others read."""
+        assert len(self._slots) == 1, "with several slots, the versions before must stay as they are"
+        self.write(0, model.named_parameters())
+        views = self.views(0)
+        for name, parameter in model.named_parameters():
+            parameter.data = views[name]
+
     def checksum(self, weight_version: int) -> int:
         """The version's checksum; whatever was queued on a GPU to write it is waited for."""
         return checksum(self.views(weight_version).values())
 
 
 class DeviceWeightSlots(WeightSlots):
-    """The same in GPU memory, as bf16: made by the trainer, opened by engines on the same card."""
+    """The same in GPU memory, as bf16: made by the trainer or by a relay, opened by others on the same card."""
 
     def __init__(self, shapes: Shapes, flat: Tensor, num_slots: int) -> None:
         self._lay_out(shapes, flat, num_slots)
 
     @classmethod
-    def create(cls, path: Path, model: nn.Module, num_slots: int) -> "DeviceWeightSlots":
+    def create(cls, path: Path, shapes: Shapes, num_slots: int) -> "DeviceWeightSlots":
         """Takes the memory, and leaves in `path` what another process needs to open it."""
         from torch.multiprocessing.reductions import reduce_tensor
 
-        shapes = parameter_shapes(model)
         flat = torch.empty(slot_elements(shapes) * num_slots, dtype=torch.bfloat16, device="cuda")
         _, handle = reduce_tensor(flat)  # type: ignore[no-untyped-call]
         partial = path.with_suffix(".partial")
-        partial.write_bytes(pickle.dumps(({name: tuple(shape) for name, shape in shapes.items()}, num_slots, handle)))
+        sizes = {name: tuple(shape) for name, shape in shapes.items()}
+        partial.write_bytes(pickle.dumps((sizes, num_slots, this_card(), handle)))
         os.replace(partial, path)
         return cls(shapes, flat, num_slots)
 
     @classmethod
     def open(cls, path: Path) -> "DeviceWeightSlots":
-        """Opens what another process created and still holds."""
+        """Opens what another process created on this card and still holds; raises WeightMismatch on another card."""
         from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-        shapes, num_slots, handle = pickle.loads(path.read_bytes())
+        shapes, num_slots, card, handle = pickle.loads(path.read_bytes())
+        if card != this_card():
+            raise WeightMismatch(f"weights on a GPU are opened on the card they are on, {card}; got {this_card()}. An "
+                                 "engine elsewhere needs the file of the relay on its own card.")
         here = [*handle[:DEVICE_INDEX], torch.cuda.current_device(), *handle[DEVICE_INDEX + 1 :]]
         flat: Tensor = rebuild_cuda_tensor(*here)  # type: ignore[no-untyped-call]
         return cls({name: torch.Size(shape) for name, shape in shapes.items()}, flat, num_slots)
+
+    def raw(self) -> Tensor:
+        """[slots, bytes] all there is, to be passed on."""
+        return self._slots.view(torch.uint8)
+
+
+def this_card() -> str:
+    """The UUID of the current GPU: its number is another in each process that sees only some of them."""
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
 
 def shared_directory() -> TemporaryDirectory[str]:

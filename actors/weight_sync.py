@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.waiting import wait_for, wait_for_all
+from actors.waiting import wait_for, wait_for_all, wait_for_start
 from rlhaiku.errors import ActorDied, WeightMismatch
 from rlhaiku.types import SyncReport
 
@@ -29,11 +29,15 @@ class SharedMemorySync:
     """
 
     def __init__(
-        self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = ()
-    ) -> None:
-        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected."""
+        self, trainer: Actor, engines: Crew, published: list[int], timeout_s: float, relays: Sequence[Actor] = (),
+        other_ranks: Sequence[Actor] = (),
+    ) -> None:  # fmt: skip
+        """`published`: kept up to date, so that an engine started later knows what it can read; `relays`: connected.
+
+        `other_ranks`: of the trainer, which needs their parts of the weights.
+        """
         self._trainer, self._engines, self._timeout_s = trainer, engines, timeout_s
-        self._published, self._relays = published, relays
+        self._published, self._relays, self._ranks = published, relays, (trainer, *other_ranks)
 
     def publish(self, weight_version: int) -> SyncReport:
         """Returns when every engine holds `weight_version` with the trainer's checksum; raises WeightMismatch.
@@ -41,12 +45,9 @@ class SharedMemorySync:
         Raises ActorDied if the trainer or a relay is gone; an engine that is gone is replaced.
         """
         started = time.perf_counter()
-        sent: SentWeights = wait_for(
-            self._trainer.handle.send_weights.remote(weight_version),
-            self._timeout_s,
-            self._trainer,
-            f"to publish its weights as version {weight_version}",
-        )
+        parts = [(rank.handle.send_weights.remote(weight_version), rank) for rank in self._ranks]
+        doing = f"to publish its weights as version {weight_version}"
+        sent: SentWeights = wait_for_all(parts, self._timeout_s, doing)[0]
         copies = [(relay.handle.pass_on.remote(weight_version), relay) for relay in self._relays]
         wait_for_all(copies, self._timeout_s, f"to pass on weight version {weight_version}")
         self._published.append(weight_version)
@@ -64,6 +65,7 @@ class SharedMemorySync:
         """The checksum an engine reports; one that died is replaced and its successor asked."""
         while True:
             try:
+                wait_for_start(engine, self._timeout_s)  # a successor may have to load its model first
                 return int(wait_for(call, self._timeout_s, engine, f"to take weight version {weight_version}"))
             except ActorDied as death:
                 self._engines.replace(engine, death)

@@ -7,13 +7,12 @@ Spans are recorded inside the actors, around the work itself, on the machine's o
 time minus the union of the spans in it.
 """
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +24,8 @@ from actors.engines.torch_engine import TorchEngine
 from actors.engines.vllm_engine import VllmEngine
 from actors.reward_worker import RewardWorker
 from actors.trainers.torch_trainer import TorchTrainer
-from benchmarks.measure import circumstances
+from benchmarks.gpu.timeline import Span, read_spans, union_s
+from benchmarks.measure import Results, begin, interval, parser
 from launch import start
 from launch.local import run
 from rlhaiku.config import load_config
@@ -35,16 +35,16 @@ from rlhaiku.ledger import Ledger
 GOAL = 0.02
 FIRST_STEP = 3
 """Earlier ones warm up."""
-Span = tuple[float, float]
 
 
 def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
     """The class with each method's beginning and end appended to a file of its process."""
 
     def around(function: Callable[..., Any]) -> Callable[..., Any]:
-        def method(self: object, *arguments: object) -> object:
+        @wraps(function)  # what Ray has written on it, too
+        def method(self: object, *arguments: object, **named: object) -> object:
             began = time.time()
-            result = function(self, *arguments)
+            result = function(self, *arguments, **named)
             with (directory / f"{cls.__name__}-{id(self)}.spans").open("a") as file:
                 file.write(json.dumps([began, time.time()]) + "\n")
             return result
@@ -54,33 +54,33 @@ def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
     return type(cls.__name__, (cls,), {name: around(getattr(cls, name)) for name in methods})
 
 
-def read_spans(path: Path) -> list[Span]:
-    """What `spanned` wrote."""
-    return [(began, ended) for began, ended in map(json.loads, path.read_text().splitlines())]
+def shares(windows: Sequence[Span], work: Sequence[Span]) -> list[float]:
+    """Of each window, the share in which nobody of `work` was busy."""
+    return [1 - union_s(work, window) / (window[1] - window[0]) for window in windows]
 
 
-def union_s(spans: Sequence[Span], window: Span) -> float:
-    """Seconds of the window that at least one span covers."""
-    covered, reached = 0.0, window[0]
-    for began, ended in sorted(spans):
-        began, ended = max(began, reached), min(ended, window[1])
-        if ended > began:
-            covered += ended - began
-            reached = ended
-    return covered
+def add_share(results: Results, name: str, values: list[float], seconds: list[float], note: str) -> None:
+    """Prints a share of a step and appends its record."""
+    low, high = interval(values)
+    made = results.add({
+        "name": name, "kind": "share", "ratio": median(values), "low": low, "high": high, "goal": GOAL, "unit": "s",
+        "samples": {"share": values, "seconds": seconds}, "order": "one side", "note": note,
+    })  # fmt: skip
+    met = "met" if made.is_met else "NOT met"
+    print(f"{name}: {median(values):.1%} of a step [{low:.1%}, {high:.1%}], {1000 * median(seconds):.0f} ms "
+          f"(goal {GOAL:.0%}: {met})", flush=True)
 
 
 def main() -> None:
     """Runs a preset for some steps and prints the overhead."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
-    parser.add_argument("--preset", default="laptop")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args()
-    steps = 4 if options.smoke else 20
-    config = load_config(options.preset, [
-        f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *options.overrides,
+    options = parser(__doc__)
+    options.add_argument("--preset", default="laptop")
+    options.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    chosen = options.parse_args()
+    results = begin(chosen)
+    steps = 5 if chosen.smoke else 20
+    config = load_config(chosen.preset, [
+        f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *chosen.overrides,
     ])
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as name:
@@ -91,28 +91,19 @@ def main() -> None:
         start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
         Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
         Ledger.record = spanned(Ledger, ["record"], directory).record  # type: ignore[attr-defined,method-assign]
-        load = os.getloadavg()[0]
         run(config, output_dir=directory / "run")
-        windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)]
+        windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)][FIRST_STEP:]
         written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
         work = [span for path in directory.glob("[!CL]*.spans") for span in read_spans(path)]
-    shares, overheads_ms, ledger_shares = [], [], []
-    for began, ended in windows[FIRST_STEP:]:
-        ledger_shares.append(union_s(written, (began, ended)) / (ended - began))
-        idle_s = ended - began - union_s(work, (began, ended))
-        shares.append(idle_s / (ended - began))
-        overheads_ms.append(1000 * idle_s)
-    share, ledger_share = median(shares), median(ledger_shares)
-    met = "met" if share <= GOAL else "NOT met"
-    print(f"coordinator overhead: {share:.1%} of a step, {median(overheads_ms):.0f} ms (goal {GOAL:.0%}: {met})")
-    print(f"writing the ledger: {ledger_share:.1%} of a step (goal {GOAL:.0%}: "
-          f"{'met' if ledger_share <= GOAL else 'NOT met'})")
-    if not options.smoke:
-        name = f"coordinator overhead, {options.preset} preset"
-        row = {"name": name, "overrides": options.overrides, "share": share, "ms": overheads_ms,
-               "ledger_share": ledger_share, "goal": GOAL}
-        with options.output.open("a") as file:
-            file.write(json.dumps(circumstances(load) | row) + "\n")
+    note = f"{len(windows)} steps after {FIRST_STEP} to warm up; {' '.join(chosen.overrides)}".rstrip("; ")
+    lengths = [ended - began for began, ended in windows]
+    idle = shares(windows, work)
+    busy = [1 - share for share in shares(windows, written)]
+    for what, values, more in (
+        ("coordinator overhead", idle, note), ("writing the ledger", busy, f"whether or not others worked; {note}"),
+    ):  # fmt: skip
+        seconds = [share * length for share, length in zip(values, lengths, strict=True)]
+        add_share(results, f"{what}, {chosen.preset} preset", values, seconds, more)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Same model, prompts, group size, lengths, reward, clipping, learning rate and th
     python -m benchmarks.grpo_step --peer-python PATH [--smollm2] [--gpu vllm|torch] [--model DIR] [--smoke] [--force]
 
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
-each; the first steps of each process are not counted.
+each; the first step of each process is not counted.
 """
 
 import argparse
@@ -18,31 +18,23 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
-
-from benchmarks.measure import circumstances, refuse_when_busy
+from benchmarks.measure import ROOT, begin, interval, parser
 from benchmarks.models import bundled, smollm2_shape
+from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, said
 from launch.checks import resolve_model
 from launch.local import load_prompts
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
-ROOT = Path(__file__).parents[1]
-THREADS = 2
-WARM_UP = 2
+THREADS, GPU_THREADS = 2, 8
+WARM_UP = 1
+"""Steps of a process that are not counted: its first has everything else in it."""
 TIMEOUT_S = 1800.0
-OURS = """
-import sys
-from pathlib import Path
-from launch.local import run
-from rlhaiku.config import read_config
-run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
-"""
 
 
 def settings(model: Path, options: argparse.Namespace) -> RunConfig:
     """Some steps of the same size for both sides, and as little evaluation as there can be."""
     groups, steps, max_tokens = (
-        (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (4, 4, 32) if options.smollm2 else (16, 10, 48)
+        (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 3, 32) if options.smollm2 else (16, 6, 48)
     )
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
@@ -60,88 +52,108 @@ def peer_settings(config: RunConfig) -> dict[str, Any]:
     return {
         "gpu": config.cluster.gpus_per_node > 0,
         "model": resolve_model(config.model.path),
-        "threads": THREADS,
+        "threads": GPU_THREADS if config.cluster.gpus_per_node else THREADS,
         "groups": config.rollout.groups_per_step,
         "group_size": config.rollout.group_size,
         "max_tokens": config.rollout.max_tokens,
         "steps": config.num_steps,
         "lr": config.trainer.lr,
+        "adam_beta1": config.trainer.adam_beta1,
+        "adam_beta2": config.trainer.adam_beta2,
+        "weight_decay": config.trainer.weight_decay,
         "seed": config.seed,
         "topic_weight": config.reward.topic_weight,
         "prompts": [{"text": prompt.text, "topic": prompt.topic} for prompt in prompts],
     }
 
 
-def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, list[float]]:
-    """TRL's seconds per step, rewards and mean lengths; with `save` in `peer`, its model is in `scratch/trl/final`."""
+def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """TRL's seconds per step, rewards, mean lengths and packages.
+
+    With `save_interval` in `peer`, its models are in `scratch/trl/step-NNNNNN`.
+    """
     file = scratch / "peer.json"
     file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
     command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-                                "OMP_NUM_THREADS": str(THREADS)}
+    environment = PEER_ENVIRONMENT | os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         sys.exit(f"the peer failed:\n{done.stderr[-3000:]}")
-    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = said(done.stdout, "RESULT ")
     return result
 
 
-def run_ours(config: RunConfig, directory: Path) -> dict[str, list[float]]:
-    """The same of ours, from metrics.jsonl; a step is rollout, scoring, train step and weight sync."""
+def run_ours(config: RunConfig, directory: Path) -> dict[str, Any]:
+    """The same of ours, with the gap between trainer and engine; a step is all of it, on the wall's clock."""
     scratch = directory.parent
     write_config(config, scratch / "ours.toml")
     command = [sys.executable, "-c", OURS, str(scratch / "ours.toml"), str(directory)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        sys.exit(f"our run failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
-        "seconds": [row["time/rollout_s"] + row["time/train_s"] + row["time/sync_s"] for row in rows],
+        "seconds": said(done.stdout, "SECONDS "),
+        "sync": [row["time/sync_s"] for row in rows],
+        "gap": [row["train/logprob_gap"] for row in rows],
         "reward": [row["reward/mean"] for row in rows],
         "length": [row["completion/length_mean"] for row in rows],
     }
 
 
+def take_turns(options: argparse.Namespace, scratch: Path, model: Path) -> tuple[list[dict[str, Any]], ...]:
+    """Runs of TRL and of ours, in pairs; the other side begins in every second pair."""
+    config = settings(model, options)
+    peer = peer_settings(config)
+    peers: list[dict[str, Any]] = []
+    ours: list[dict[str, Any]] = []
+    for turn in range(1 if options.smoke else options.pairs):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            if side == 0:
+                peers.append(run_peer(options.peer_python, peer, scratch))
+            else:
+                ours.append(run_ours(config, scratch / f"ours-{turn}"))
+        print(f"  pair {turn}: {_step_s(peers[-1]):.2f} -> {_step_s(ours[-1]):.2f} s", flush=True)
+    return peers, ours
+
+
+def _step_s(run: dict[str, Any]) -> float:
+    return median(run["seconds"][WARM_UP:])
+
+
 def main() -> None:
     """Takes turns and prints the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--smollm2", action="store_true", help="random weights of SmolLM2-135M's shape, 4 x 8 x 32")
-    parser.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args()
-    load = refuse_when_busy(options.force or options.smoke)
-    ours: list[dict[str, list[float]]] = []
-    peers: list[dict[str, list[float]]] = []
+    made = parser(__doc__)
+    made.add_argument("--peer-python", required=True)
+    made.add_argument("--smollm2", action="store_true", help="random weights of SmolLM2-135M's shape, 2 x 8 x 32")
+    made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
+    made.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
+    made.add_argument("--pairs", type=int, default=5)
+    options = made.parse_args()
+    results = begin(options)
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        model = smollm2_shape(scratch / "model") if options.smollm2 else options.model or bundled()
-        config = settings(model, options)
-        peer = peer_settings(config)
-        for turn in range(1 if options.smoke else options.pairs):
-            for side in (0, 1) if turn % 2 == 0 else (1, 0):
-                if side == 0:
-                    peers.append(run_peer(options.peer_python, peer, scratch))
-                else:
-                    ours.append(run_ours(config, scratch / f"ours-{turn}"))
-    medians = [[median(run["seconds"][WARM_UP:]) for run in side] for side in (peers, ours)]
-    ratios = np.array(medians[0]) / np.array(medians[1])
-    lengths = [fmean(run["length"][WARM_UP] for run in side) for side in (peers, ours)]
-    ratio = float(np.median(ratios))
+        model = smollm2_shape(Path(name) / "model") if options.smollm2 else options.model or bundled()
+        peers, ours = take_turns(options, Path(name), model)
+    print(*guards(peers, ours, WARM_UP), sep="\n")
+    samples = {
+        f"{who}_{what}": [value for run in side for value in run[key][WARM_UP:]]
+        for who, side in (("baseline", peers), ("ours", ours))
+        for key, what in (("seconds", "step_s"), ("length", "tokens"), ("reward", "reward"))
+    } | {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
+    ratios = [theirs / mine for theirs, mine in zip(samples["baseline_s"], samples["ours_s"], strict=True)]
+    low, high = interval(ratios)
     what = "SmolLM2-135M's shape" if options.smollm2 else options.model.name if options.model else "bundled model"
-    what += f", one GPU, {options.gpu}" if options.gpu else ""
-    goal = 3 if options.gpu else 1.7
-    print(f"GRPO step, {what}: TRL / rlhaiku {ratio:.2f}x {[round(float(r), 2) for r in ratios]}, "
-          f"{fmean(medians[0]):.2f} -> {fmean(medians[1]):.2f} s, mean length {lengths[0]:.1f} and {lengths[1]:.1f} "
-          f"(goal {goal}: {'met' if ratio >= goal else 'NOT met'})")
-    if not options.smoke:
-        row = {"name": f"GRPO step, {what}", "ratio": ratio, "ratios": ratios.tolist(), "goal": goal, "peers": peers,
-               "ours": ours}
-        with options.output.open("a") as file:
-            file.write(json.dumps(circumstances(load) | row) + "\n")
+    lengths = f"mean length {fmean(samples['baseline_tokens']):.1f} and {fmean(samples['ours_tokens']):.1f} tokens"
+    record = results.add({
+        "name": f"GRPO step, {what}{f', one GPU, {options.gpu}' if options.gpu else ''}: TRL / rlhaiku",
+        "kind": "speed-up", "ratio": median(ratios), "low": low, "high": high, "goal": 3 if options.gpu else 1.7,
+        "unit": "s", "samples": samples, "order": "ABBA", "peer_packages": peers[0]["packages"],
+        "note": f"{lengths}; baseline_s and ours_s: a run's median step after the first {WARM_UP}",
+    })  # fmt: skip
+    print(f"{record.name} {record.ratio:.2f}x [{low:.2f}, {high:.2f}] {[round(ratio, 2) for ratio in ratios]}, "
+          f"{fmean(samples['baseline_s']):.2f} -> {fmean(samples['ours_s']):.2f} s, {lengths} "
+          f"(goal {record.goal}: {'met' if record.is_met else 'NOT met'})")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ def smollm2_shape(directory: Path) -> Path:
 
 
 def request(claim: int, *, prompt_tokens: int, max_tokens: int, group_size: int, version: int = 0) -> GroupRequest:
-    """A request whose prompt has exactly `prompt_tokens` tokens, unlike any other claim's."""
-    token_ids = tuple(10 + (claim * 31 + 7 * i) % (VOCABULARY - 10) for i in range(prompt_tokens))
+    """A request whose prompt has exactly `prompt_tokens` tokens, unlike any other claim's from its second token on."""
+    span = VOCABULARY - 10
+    token_ids = tuple(10 + (claim * 31 + claim // span * (i > 0) + 7 * i) % span for i in range(prompt_tokens))
     prompt = Prompt(f"bench/{claim}", "bench", "", token_ids)
     return GroupRequest(GroupKey(claim, 0, prompt.prompt_id), prompt, group_size, Sampling(1.0, max_tokens), version)
 

@@ -3,12 +3,11 @@
     python -m benchmarks.reward_pool [--output FILE] [--force]
 """
 
-import argparse
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,10 +15,10 @@ from random import Random
 import ray
 
 from actors.crew import Crew
-from actors.reward_pool import RewardPool
+from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.waiting import RayEvents
-from benchmarks.measure import Paired, paired, refuse_when_busy, write_results
+from benchmarks.measure import Paired, begin, paired, parser
 from launch.pretrain.verse import Verse
 from launch.ray_runtime import local_ray
 from rlhaiku.haiku.dictionary import load_dictionary
@@ -90,7 +89,7 @@ def through_pool(pool: RewardPool, events: RayEvents, take: Callable[[], Sequenc
     return work
 
 
-def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs: int = 7) -> list[Paired]:
+def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs: int = 7) -> Iterator[Paired]:
     """The pool against an inline loop, per batch size; in seed mode the loop is the tutorial's scorer."""
     reward = HaikuReward(mode=mode)  # type: ignore[arg-type]
     spec = RewardSpec(((reward, 1.0),))
@@ -100,8 +99,7 @@ def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs:
     events = RayEvents(60.0)
     crew = Crew("reward worker", lambda place: ray.remote(num_cpus=1)(RewardWorker).remote(spec), WORKERS)
     pool = RewardPool(crew, events, inline=RewardWorker(spec))
-    results = []
-    warm = Fresh(1024, 4)
+    warm = Fresh(2 * INLINE_BELOW, 4)
     for _ in range(4):  # every process has seen the common words before the clock starts, as it has in a run
         through_pool(pool, events, warm)()
     for size in sizes:
@@ -117,10 +115,9 @@ def measure_pool(mode: str, sizes: Sequence[int], goal: dict[int, float], pairs:
 
         name = f"{mode}: {size} poems, pool / {'tutorial' if mode == 'seed' else 'same scorer'} inline"
         work = through_pool(pool, events, our_stock)
-        results.append(paired(name, inline, work, pairs=pairs, goal=goal.get(size), note=f"{WORKERS} workers"))
-    for worker in crew.handles:
-        ray.kill(worker)
-    return results
+        yield paired(name, inline, work, pairs=pairs, goal=goal.get(size), note=f"{WORKERS} workers")
+    for worker in crew.actors:
+        ray.kill(worker.handle)
 
 
 OUR_LOAD = "from rlhaiku.haiku.dictionary import load_dictionary; import time; t=time.perf_counter(); " \
@@ -129,7 +126,7 @@ NLTK_LOAD = "import sys, time; t=time.perf_counter(); import nltk; nltk.data.pat
     "from nltk.corpus import cmudict; d=cmudict.dict(); print(time.perf_counter()-t)"
 
 
-def measure_load() -> list[Paired]:
+def measure_load() -> Paired:
     """The bundled table against nltk's, each in a new process; the process start itself is not counted."""
     with tempfile.TemporaryDirectory() as directory:
         corpus = Path(directory) / "corpora" / "cmudict"
@@ -153,21 +150,20 @@ def measure_load() -> list[Paired]:
         "nltk's own import counted; interval is the range",
     )
     print(f"{result.name:<58} {result.ratio:6.2f}x  {1000 * sorted(nltk)[3]:.0f} -> {1000 * sorted(ours)[3]:.0f} ms")
-    return [result]
+    return result
 
 
 def main() -> None:
     """Measures everything and prints a line each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    options = parser.parse_args()
-    load = refuse_when_busy(options.force)
-    results = measure_load()
+    options = parser(__doc__).parse_args()
+    results = begin(options)
+    pairs = 1 if options.smoke else 7
+    results.add_paired(measure_load())
     with local_ray(WORKERS):
-        results += measure_pool("seed", (1024,), {1024: 3.0})
-        results += measure_pool("default", SIZES, {1024: 1.0, 4096: 1.0})
-    write_results(options.output, results, load)
+        for result in measure_pool("seed", (1024,), {1024: 3.0}, pairs):
+            results.add_paired(result)
+        for result in measure_pool("default", SIZES[:2] if options.smoke else SIZES, {1024: 1.0, 4096: 1.0}, pairs):
+            results.add_paired(result)
 
 
 if __name__ == "__main__":

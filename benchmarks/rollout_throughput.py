@@ -5,9 +5,11 @@ tiles against shrinking ones.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import ray
 from transformers import AutoModelForCausalLM
@@ -22,7 +24,7 @@ from benchmarks.models import bundled, request
 from launch.local import load_prompts
 from launch.ray_runtime import local_ray
 from rlhaiku.config import load_config
-from rlhaiku.types import GroupKey, GroupRequest, Sampling
+from rlhaiku.types import Group, GroupKey, GroupRequest, Sampling
 
 CORES = 2
 
@@ -57,34 +59,57 @@ class Real:
         return made
 
 
-def bare(engine: TorchEngine, tile_groups: int, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[], None]:
-    """The engine in this process, tile after tile."""
+Take = Callable[[], Sequence[GroupRequest]]
+
+
+class Drawn(NamedTuple):
+    """How much a call drew; a tile decodes until its longest completion ends."""
+
+    tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Self:
+        """Counts the completions' tokens."""
+        lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+        return cls(sum(lengths), max(lengths))
+
+
+def bare(engine: TorchEngine, tile_groups: int, take: Take, drawn: list[Drawn]) -> Callable[[], None]:
+    """The engine in this process, tile after tile; `drawn` is told of each call."""
 
     def work() -> None:
         requests = take()
+        groups: list[Group] = []
         for start in range(0, len(requests), tile_groups):
-            engine.generate(requests[start : start + tile_groups])
+            groups += engine.generate(requests[start : start + tile_groups])
+        drawn.append(Drawn.of(groups))
 
     return work
 
 
-def pooled(pool: RolloutPool, events: RayEvents, take: Callable[[], Sequence[GroupRequest]]) -> Callable[[], None]:
+def pooled(pool: RolloutPool, events: RayEvents, take: Take, drawn: list[Drawn]) -> Callable[[], None]:
     """The same through actors, until all groups are back."""
 
     def work() -> None:
         requests = take()
         pool.submit(requests)
-        done = 0
-        while done < len(requests):
-            done += len(events.next("groups").groups)  # type: ignore[union-attr]
+        groups: list[Group] = []
+        while len(groups) < len(requests):
+            groups += events.next("groups").groups  # type: ignore[union-attr]
+        drawn.append(Drawn.of(groups))
 
     return work
 
 
-def measure_pool(weights: Path, smoke: bool) -> list[Paired]:
+def tokens(drawn: Sequence[Drawn]) -> int:
+    """Of all calls."""
+    return sum(each.tokens for each in drawn)
+
+
+def measure_pool(weights: Path, smoke: bool) -> Iterator[Paired]:
     """Both sides decode the laptop preset's step with the same number of threads and the same draws."""
     groups, tile, pairs = (4, 2, 2) if smoke else (16, 8, 7)
-    results = []
     for engines, threads in ((1, CORES), (CORES, 1)):
         crew = Crew(
             "rollout engine",
@@ -95,41 +120,51 @@ def measure_pool(weights: Path, smoke: bool) -> list[Paired]:
         )
         events = RayEvents(120.0)
         ours, theirs = Real(), Real()
+        drawn: tuple[list[Drawn], list[Drawn]] = ([], [])
         local = TorchEngine(engine_spec(bundled(), weights, threads=CORES, tile_groups=tile))
-        results.append(paired(
+        result = paired(
             f"rollout: bare engine, {CORES} threads / pool of {engines} x {threads}",
-            bare(local, tile, lambda theirs=theirs: theirs(groups)),  # type: ignore[misc]
-            pooled(RolloutPool(crew, tile, events), events, lambda ours=ours: ours(groups)),  # type: ignore[misc]
-            pairs=pairs, goal=0.97, note=f"{groups} groups x 8, laptop preset",
-        ))
+            bare(local, tile, lambda theirs=theirs: theirs(groups), drawn[0]),  # type: ignore[misc]
+            pooled(RolloutPool(crew, tile, events), events,
+                   lambda ours=ours: ours(groups), drawn[1]),  # type: ignore[misc]
+            pairs=pairs, goal=0.97,
+        )
+        assert drawn[0] == drawn[1], "the same draws have the same lengths"
+        yield replace(result, note=f"{groups} groups x 8, laptop preset; {tokens(drawn[0])} tokens on both sides")
         for actor in crew.actors:
             ray.kill(actor.handle)
-    return results
 
 
-def measure_grouping(weights: Path, smoke: bool) -> list[Paired]:
+def measure_grouping(weights: Path, smoke: bool) -> Iterator[Paired]:
     """60-token prompts, 16 groups a call: forwarding each prompt once against once per completion."""
-    groups, size, tokens, pairs = (2, 2, 4, 2) if smoke else (16, 8, 30, 5)
+    groups, size, max_tokens, pairs = (2, 2, 4, 2) if smoke else (16, 8, 30, 7)
     grouped = TorchEngine(engine_spec(bundled(), weights, threads=CORES, tile_groups=groups))
     ungrouped = TorchEngine(engine_spec(bundled(), weights, threads=CORES, tile_groups=groups * size))
-    calls = count()
 
-    def ask(each: int) -> list[GroupRequest]:
-        first = next(calls) * groups
-        return [
-            request(claim, prompt_tokens=60, max_tokens=tokens, group_size=each)
-            for claim in range(first, first + groups)
-            for _ in range(size // each)
-        ]
+    def asking(each: int, calls: count) -> Take:  # type: ignore[type-arg]
+        def take() -> list[GroupRequest]:
+            first = next(calls) * groups
+            return [
+                request(claim, prompt_tokens=60, max_tokens=max_tokens, group_size=each)
+                for claim in range(first, first + groups)
+                for _ in range(size // each)
+            ]
 
-    return [paired(
-        f"rollout: prompt per completion / per group, G={size}, 60 + {tokens} tokens",
-        lambda: ungrouped.generate(ask(1)), lambda: grouped.generate(ask(size)),
-        pairs=pairs, goal=1.7, note=f"{groups} groups a call",
-    )]
+        return take
+
+    drawn: tuple[list[Drawn], list[Drawn]] = ([], [])
+    result = paired(
+        f"rollout: prompt per completion / per group, G={size}, 60 + {max_tokens} tokens",
+        bare(ungrouped, groups * size, asking(1, count()), drawn[0]),
+        bare(grouped, groups, asking(size, count()), drawn[1]), pairs=pairs, goal=1.7,
+    )
+    steps = {each.longest for side in drawn for each in side}
+    assert steps == {max_tokens}, f"both sides must decode {max_tokens} tokens a tile; got {steps}"
+    yield replace(result, note=f"{groups} groups a call; {max_tokens} decode steps on both sides, "
+                               f"{tokens(drawn[0])} and {tokens(drawn[1])} tokens until the ends")
 
 
-def measure_tiles(weights: Path, smoke: bool) -> list[Paired]:
+def measure_tiles(weights: Path, smoke: bool) -> Iterator[Paired]:
     """What deterministic mode costs: finished rows stay in the tile."""
     groups, pairs = (2, 2) if smoke else (8, 7)
     fixed, shrinking = (
@@ -137,18 +172,22 @@ def measure_tiles(weights: Path, smoke: bool) -> list[Paired]:
         for deterministic in (True, False)
     )
     ours, theirs = Real(), Real()
-    return [paired(
-        "rollout: fixed tile / shrinking tile", lambda: fixed.generate(theirs(groups)),
-        lambda: shrinking.generate(ours(groups)), pairs=pairs, note="above 1: what rollout.deterministic=false gains",
-    )]
+    drawn: tuple[list[Drawn], list[Drawn]] = ([], [])
+    result = paired(
+        "rollout: fixed tile / shrinking tile", bare(fixed, groups, lambda: theirs(groups), drawn[0]),
+        bare(shrinking, groups, lambda: ours(groups), drawn[1]), pairs=pairs,
+    )
+    yield replace(result, note="above 1: what rollout.deterministic=false gains; the same requests, "
+                               f"{tokens(drawn[0])} and {tokens(drawn[1])} tokens")
 
 
-def measure(smoke: bool) -> list[Paired]:
+def measure(smoke: bool) -> Iterator[Paired]:
     """Everything."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, local_ray(CORES + 1):
         weights = Path(name) / "weights"
         write_weights(bundled(), weights)
-        return measure_grouping(weights, smoke) + measure_tiles(weights, smoke) + measure_pool(weights, smoke)
+        for part in (measure_grouping, measure_tiles, measure_pool):
+            yield from part(weights, smoke)
 
 
 if __name__ == "__main__":

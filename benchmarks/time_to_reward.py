@@ -1,11 +1,12 @@
-"""How long until the held-out reward that TRL's GRPOTrainer reaches in N steps: TRL's seconds over ours.
+"""How long until a held-out reward that is fixed beforehand: TRL's GRPOTrainer's seconds over ours.
 
-    python -m benchmarks.time_to_reward --peer-python PATH [--peer-steps N] [--seeds 0 1 2] [--set KEY=VALUE ...]
-                                        [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
+    python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2]
+                                        [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
 
-Both train with the settings of the preset, at a constant learning rate. TRL's final model answers the held-out prompts
-through `rlhaiku evaluate`; ours answers the same ones every few steps, and the clock is read at the first evaluation
-that is as good. Starting up, evaluations and checkpoints are on nobody's clock.
+Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
+prompts after every fifth step, ours in the run and TRL's afterwards by the same code. A clock is read at the first of
+these evaluations that reaches the target. Starting up, evaluations and checkpoints are on nobody's clock; the other
+side begins with each seed.
 """
 
 import argparse
@@ -13,49 +14,61 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.grpo_step import ROOT, TIMEOUT_S, peer_settings, run_ours, run_peer
-from benchmarks.measure import circumstances, refuse_when_busy
+from benchmarks.grpo_step import TIMEOUT_S, peer_settings, run_ours, run_peer
+from benchmarks.measure import ROOT, Results, begin, parser
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 EVALUATE = """
 import json, sys
 from pathlib import Path
+from launch.checks import check_placement
 from launch.evaluate import evaluate_pair
+from launch.ray_runtime import local_ray
 from rlhaiku.config import read_config
-config = read_config(Path(sys.argv[1]))
-print(json.dumps(evaluate_pair(config, config.model.path, sys.argv[2]).to_dict()))
+config, target, models = read_config(Path(sys.argv[1])), float(sys.argv[2]), sys.argv[3:]
+placement = check_placement(config)
+with local_ray(placement.total_cpus, placement.num_gpus):
+    while models:
+        pair, models = models[:2], models[2:]
+        found = evaluate_pair(config, pair[0], pair[-1])
+        reached = [each.structure_mean for each in (found.base, found.trained)][: len(pair)]
+        print(json.dumps(reached))
+        if max(reached) >= target:
+            break
 """
 EVALUATE_EVERY = 5
+Point = tuple[int, float, float]
+"""Step, seconds of training until then, structure x legitimacy."""
 
 
 def configure(options: argparse.Namespace, seed: int) -> RunConfig:
-    """The preset with a constant learning rate; ours may take twice TRL's steps."""
-    steps = options.peer_steps * 2
+    """The preset with a constant learning rate and an evaluation every few steps."""
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
-        *engine, f"seed={seed}", f"num_steps={steps}", f"evaluation.interval={EVALUATE_EVERY}",
-        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={steps}", *options.set,
+        *engine, f"seed={seed}", f"num_steps={options.steps}", f"evaluation.interval={EVALUATE_EVERY}",
+        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={options.steps}",
+        *options.set,
     ])
 
 
-def held_out(config: RunConfig, model: Path, scratch: Path) -> dict[str, Any]:
-    """Structure x legitimacy and the rest, of a model that somebody else trained."""
+def held_out(config: RunConfig, models: Iterable[Path], target: float, scratch: Path) -> list[float]:
+    """Structure x legitimacy of models that somebody else trained, up to the first pair that reaches the target."""
     write_config(config, scratch / "evaluate.toml")
-    command = [sys.executable, "-c", EVALUATE, str(scratch / "evaluate.toml"), str(model)]
+    command = [sys.executable, "-c", EVALUATE, str(scratch / "evaluate.toml"), str(target), *map(str, models)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S, check=False)
     if done.returncode:
-        sys.exit(f"the peer's model could not be evaluated:\n{done.stderr[-3000:]}")
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["trained"]
-    return summary
+        sys.exit(f"the peer's models could not be evaluated:\n{done.stderr[-3000:]}")
+    return [reached for line in done.stdout.splitlines() if line.startswith("[") for reached in json.loads(line)]
 
 
-def curve(directory: Path, seconds: list[float]) -> list[tuple[int, float, float]]:
-    """(step, seconds of training until then, structure x legitimacy) of every evaluation of a run."""
+def curve(directory: Path, seconds: list[float]) -> list[Point]:
+    """Every evaluation of a run of ours."""
     clock = [0.0, *accumulate(seconds)]
     points = []
     for file in sorted((directory / "eval").glob("step-*.json")):
@@ -64,60 +77,79 @@ def curve(directory: Path, seconds: list[float]) -> list[tuple[int, float, float
     return points
 
 
-def first_as_good(points: list[tuple[int, float, float]], target: float) -> float | None:
-    """Seconds until the first evaluation that reaches `target`; None if none does."""
-    return next((seconds for _, seconds, reached in points if reached >= target), None)
+def first_as_good(points: list[Point], target: float) -> float | None:
+    """Seconds until the first evaluation after a step that reaches `target`; None if none does."""
+    return next((seconds for step, seconds, reached in points if step and reached >= target), None)
 
 
-def measure(options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, Any]:
-    """One seed: TRL, its evaluation, then ours."""
+def peer_curve(options: argparse.Namespace, config: RunConfig, scratch: Path) -> tuple[list[Point], dict[str, Any]]:
+    """TRL's run, and its saved models evaluated one after the other."""
+    peer = run_peer(options.peer_python, peer_settings(config) | {"save_interval": EVALUATE_EVERY}, scratch)
+    clock = [0.0, *accumulate(peer["seconds"])]
+    models = sorted((scratch / "trl").glob("step-*"))
+    reached = held_out(config, models, options.target, scratch)
+    steps = [int(model.name.removeprefix("step-")) for model in models]
+    return [(step, clock[step], value) for step, value in zip(steps, reached, strict=False)], peer["packages"]
+
+
+def measure(options: argparse.Namespace, seed: int, scratch: Path, results: Results) -> float | None:
+    """One seed: both curves, and the ratio of their clocks at the target."""
     config = configure(options, seed)
-    steps = {"steps": options.peer_steps, "save": True}
-    peer = run_peer(options.peer_python, peer_settings(config) | steps, scratch)
-    print(f"seed {seed}: TRL's {options.peer_steps} steps took {sum(peer['seconds']):.1f} s", flush=True)
-    theirs = held_out(config, scratch / "trl" / "final", scratch)
-    mine = run_ours(config, scratch / "ours")
-    points = curve(scratch / "ours", mine["seconds"])
-    target, peer_s = theirs["structure_mean"], sum(peer["seconds"])
-    ours_s = first_as_good(points, target)
-    reached = f"ours in {ours_s:.1f} s, {peer_s / ours_s:.2f}x" if ours_s else f"ours not within {points[-1][1]:.1f} s"
-    print(f"seed {seed}: TRL reached {target:.3f} in {peer_s:.1f} s; {reached}; "
-          f"ours ends at {points[-1][2]:.3f} after {points[-1][1]:.1f} s", flush=True)
-    return {"seed": seed, "target": target, "peer_s": peer_s, "ours_s": ours_s, "curve": points, "theirs": theirs,
-            "peer_reward": peer["reward"], "our_reward": mine["reward"]}
+    curves: dict[str, list[Point]] = {}
+    packages: dict[str, str] = {}
+    for side in ("baseline", "ours") if seed % 2 == 0 else ("ours", "baseline"):
+        if side == "ours":
+            curves[side] = curve(scratch / "ours", run_ours(config, scratch / "ours")["seconds"])
+        else:
+            curves[side], packages = peer_curve(options, config, scratch)
+        said = ", ".join(f"{reached:.3f} after {seconds:.0f} s" for _, seconds, reached in curves[side])
+        print(f"  seed {seed}, {side}: {said}", flush=True)
+    theirs, mine = (first_as_good(curves[side], options.target) for side in ("baseline", "ours"))
+    ratio = theirs / mine if theirs and mine else None
+    results.add({
+        "name": f"time to held-out structure {options.target}, seed {seed}", "kind": "speed-up", "ratio": ratio,
+        "unit": "s", "order": "by seed", "peer_packages": packages, "note": " ".join(options.set),
+        "samples": {
+            f"{side}_{what}": [point[place] for point in points]
+            for side, points in curves.items()
+            for place, what in enumerate(("step", "s", "structure"))
+        },
+    })  # fmt: skip
+    return ratio
 
 
 def main() -> None:
     """Every seed, and the median of their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--peer-steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], help="settings for both sides, e.g. trainer.lr=1e-5")
-    parser.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
-    parser.add_argument("--keep", type=Path, help="leave runs here, one folder per seed")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/latest.jsonl"))
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args()
-    load = refuse_when_busy(options.force or options.smoke)
+    made = parser(__doc__)
+    made.add_argument("--peer-python", required=True)
+    made.add_argument("--target", type=float, default=0.9, help="structure x legitimacy on the held-out prompts")
+    made.add_argument("--steps", type=int, default=25, help="of both sides, at most")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--set", nargs="*", default=[], help="settings for both sides, e.g. trainer.lr=1e-5")
+    made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
+    made.add_argument("--keep", type=Path, help="leave runs here, one folder per seed")
+    options = made.parse_args()
+    results = begin(options)
     if options.smoke:
-        options.seeds, options.peer_steps = [0], 3
-    rows = []
+        options.seeds, options.steps, options.target = [1], EVALUATE_EVERY, 0.0
+        options.set = ["rollout.groups_per_step=2", "rollout.tile_groups=2", "evaluation.num_prompts=4", *options.set]
+    ratios = []
     with tempfile.TemporaryDirectory() as name:
         for seed in options.seeds:
             scratch = (options.keep or Path(name)).absolute() / f"seed-{seed}"
             scratch.mkdir(parents=True)
-            rows.append(measure(options, seed, scratch))
-    ratios = [row["peer_s"] / row["ours_s"] for row in rows if row["ours_s"]]
-    goal = 2.5 if options.gpu else 1.5
-    ratio = median(ratios) if len(ratios) == len(rows) else 0.0
-    print(f"time to equal held-out reward: TRL / rlhaiku {ratio:.2f}x {[round(each, 2) for each in ratios]} "
-          f"(goal {goal}: {'met' if ratio >= goal else 'NOT met'})")
-    if not options.smoke:
-        row = {"name": "time to equal held-out reward", "ratio": ratio, "ratios": ratios, "goal": goal, "seeds": rows}
-        with options.output.open("a") as file:
-            file.write(json.dumps(circumstances(load) | row) + "\n")
+            ratios.append(measure(options, seed, scratch, results))
+    reached = [ratio for ratio in ratios if ratio is not None]
+    ratio = median(reached) if len(reached) == len(ratios) else None
+    record = results.add({
+        "name": f"time to held-out structure {options.target}: TRL / rlhaiku", "kind": "speed-up", "ratio": ratio,
+        "low": min(reached, default=None), "high": max(reached, default=None), "goal": 2.5 if options.gpu else 1.5,
+        "unit": "x", "samples": {"ratio": reached}, "order": "by seed",
+        "note": f"median of {len(ratios)} seeds and their range; {' '.join(options.set)}".rstrip("; "),
+    })  # fmt: skip
+    shown = "not reached by both at every seed" if ratio is None else f"{ratio:.2f}x"
+    print(f"{record.name} {shown} {[round(each, 2) for each in reached]} "
+          f"(goal {record.goal}: {'met' if record.is_met else 'NOT met'})")
 
 
 if __name__ == "__main__":

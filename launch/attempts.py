@@ -3,7 +3,6 @@
 A resume by hand and a restart after the trainer died are the same thing.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -13,23 +12,24 @@ from pathlib import Path
 from actors.crew import MAX_DEATHS
 from launch.chaos import killing
 from launch.console import ConsoleReporter
+from launch.inputs import Inputs
 from launch.sinks import open_sinks
 from launch.start import Cast
 from rlhaiku.checkpoints import RunState, read_state
-from rlhaiku.config import RunConfig, fingerprint
 from rlhaiku.coordinator import Coordinator, Surroundings
-from rlhaiku.errors import ActorDied, CrashLoop
+from rlhaiku.errors import ActorDied, ActorFailed, CrashLoop
+from rlhaiku.health import GapAlarm
 from rlhaiku.ledger import LEDGER_FILE, Ledger, ReplayingRollouts
-from rlhaiku.metrics import RunFiles
+from rlhaiku.metrics import METRICS_FILE, RunFiles
 
 
 class Attempts:
     """Starts from the newest checkpoint, and starts again when something died that only a checkpoint can replace."""
 
     def __init__(
-        self, config: RunConfig, directory: Path, around: Surroundings, ledger: Ledger, console: ConsoleReporter
+        self, inputs: Inputs, directory: Path, around: Surroundings, ledger: Ledger, console: ConsoleReporter
     ) -> None:
-        self._config, self._directory, self._around = config, directory, around
+        self._inputs, self._config, self._directory, self._around = inputs, inputs.config, directory, around
         self._ledger, self._console = ledger, console
         self._reached = 0
         """Train steps done by the last attempt."""
@@ -57,11 +57,19 @@ class Attempts:
         self, start: Callable[[], AbstractContextManager[Cast]], resume: bool, chaos: int | None, died_s: float | None
     ) -> RunState:
         with ExitStack() as stack:
-            cast = stack.enter_context(start())
+            try:
+                cast = stack.enter_context(start())
+            except ActorFailed as failure:
+                if died_s is None:
+                    raise
+                # The first attempt could start: this one meets what the dead left, e.g. a card's memory not free yet.
+                raise ActorDied(f"a run that is started again must start: {failure}") from failure
+            up_s = time.monotonic()
             stack.enter_context(killing(cast.actors, chaos))
             coordinator = self._prepare(cast, resume, stack)
             if died_s is not None:
-                self._console.recovered("the trainer", time.monotonic() - died_s)
+                now = time.monotonic()
+                self._console.recovered("the trainer", now - died_s, now - up_s)
             try:
                 return coordinator.run()
             finally:
@@ -71,24 +79,22 @@ class Attempts:
         """Everything as the newest intact checkpoint has it, what came after it rolled back."""
         checkpoint, problems = self._around.checkpoints.newest_intact() if resume else (None, [])
         state = read_state(checkpoint) if checkpoint else RunState()
-        attempt = self._ledger.begin_attempt(state.step, fingerprint(self._config))
+        changed = self._inputs.changed_since(self._ledger.last_fingerprint())
+        attempt = self._ledger.begin_attempt(state.step, self._inputs.fingerprint())
         if resume:
-            self._console.resuming(state, attempt, problems)
+            self._console.resuming(state, attempt, problems, changed)
         files = RunFiles(self._directory, self._config.output.poems_interval, state.step)
         logs = stack.enter_context(open_sinks(self._config, self._directory, state.step))
         if checkpoint:
             cast.roles.trainer.load(checkpoint)
         max_staleness = self._config.rollout.max_staleness
         rollouts = ReplayingRollouts(cast.roles.rollouts, self._ledger, cast.roles.events.deliver, max_staleness)
-        around = replace(self._around, reporters=(files, *logs, *self._around.reporters))
+        reporters = (files, *logs, *self._around.reporters)
+        around = replace(self._around, reporters=(GapAlarm(self._directory / METRICS_FILE, reporters),))
         return Coordinator(self._config, replace(cast.roles, rollouts=rollouts), around, state)
 
 
 def open_ledger(directory: Path) -> Ledger:
     """The run's ledger, and with it the directory's lock; where it is missing, the newest checkpoint's copy."""
-    live = directory / LEDGER_FILE
     copies = sorted(directory.glob(f"checkpoints/step-*/{LEDGER_FILE}"))
-    if copies and not live.exists():
-        shutil.copy(copies[-1], live.with_suffix(".partial"))
-        live.with_suffix(".partial").replace(live)
-    return Ledger(live)
+    return Ledger(directory / LEDGER_FILE, copies[-1] if copies else None)

@@ -1,10 +1,8 @@
 """Kills actors at random while a run goes on: whoever trusts a recovery has seen it."""
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from random import Random
 
 from actors.actor import Actor
@@ -32,7 +30,4 @@ def killing(actors: Callable[[], list[Actor]], seed: int | None) -> Iterator[Non
 
 def _kill_until(over: threading.Event, actors: Callable[[], list[Actor]], rng: Random) -> None:
     while not over.wait(rng.expovariate(1 / MEAN_S)):
-        process = rng.choice(actors()).process()
-        if process is not None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        rng.choice(actors()).strike()

@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from actors.slime_contract import check_slime
-from launch.placement import GpuPlacement, Placement, is_slime, plan_gpus, plan_placement
+from actors.trainers.slime_arguments import check_algorithm
+from launch.placement import GpuPlacement, Placement, is_slime, place_on_cards, plan_gpus, plan_placement
 from rlhaiku.config import BUNDLED, RunConfig
 from rlhaiku.errors import BadInput
 from rlhaiku.ledger.schema import LEDGER_FILE
 
 DRIVER_S = 30.0
+INSTALL = ".venv/bin/pip install -e"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,7 +61,7 @@ def check_backends(config: RunConfig) -> None:
         rule = f"cluster.gpus_per_node={needed} needs {'an NVIDIA GPU' if needed == 1 else f'{needed} NVIDIA GPUs'}"
         raise BadInput(rule, f"nvidia-smi finds {found or 'none'}", other)
     if config.rollout.engine == "vllm" and find_spec("vllm") is None:
-        remedy = "pip install 'rlhaiku[local,vllm]', or set rollout.engine=torch."
+        remedy = f"{INSTALL} '.[local,vllm]', or set rollout.engine=torch."
         raise BadInput("rollout.engine=vllm needs vLLM", "not installed", remedy)
     if is_slime(config):
         check_slime()
@@ -77,9 +79,16 @@ def check_settings(config: RunConfig) -> None:
         )
     if is_slime(config):
         _check_slime_settings(config)
-    elif gpus > 1 or (engine == "vllm" and not gpus):
-        rule = f"rollout.engine={engine} and its trainer share one GPU{'' if engine == 'vllm' else ' or run on CPUs'}"
-        raise BadInput(rule, f"{gpus} GPUs a node", "Set cluster.gpus_per_node=1.")
+        return
+    tensor_parallel = config.trainer.tensor_parallel
+    several = {"rollout.gpus_per_engine": rollout.gpus_per_engine, "trainer.tensor_parallel": tensor_parallel}
+    for name, count in several.items():
+        if count > 1:
+            raise BadInput(f"{name} is for Megatron and SGLang", count, f"Set {name}=1, or use --preset reference.")
+    if engine == "vllm" and not gpus:
+        raise BadInput("rollout.engine=vllm needs GPUs", "0 GPUs a node", "Set cluster.gpus_per_node=1, or more.")
+    if gpus:
+        place_on_cards(config)
 
 
 def _check_slime_settings(config: RunConfig) -> None:
@@ -95,6 +104,7 @@ def _check_slime_settings(config: RunConfig) -> None:
             f"{config.cluster.num_nodes} nodes",
             "Set cluster.num_nodes=1.",
         )
+    check_algorithm(config.algorithm)
     plan_gpus(config)
 
 
@@ -139,7 +149,7 @@ def check_sinks(config: RunConfig) -> None:
     for sink in config.output.sinks:
         package = sink.partition(":")[0]
         if not find_spec(package):
-            remedy = f"Install it with: pip install 'rlhaiku[{package}]'"
+            remedy = f"Install it with: {INSTALL} '.[{package}]'"
             raise BadInput(f"output.sinks needs the package {package}", sink, remedy)
         offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
         if package == "wandb" and not offline and not os.environ.get("WANDB_API_KEY"):
@@ -156,10 +166,16 @@ def check_output(directory: Path, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput("--output-dir must be writable", str(directory), f"{error.strerror}.") from None
-    if resume and not (directory / "config.toml").exists():
-        raise BadInput("--resume needs a run directory", str(directory), "Start it without --resume.")
-    if not resume and any((directory / name).exists() for name in ("metrics.jsonl", LEDGER_FILE)):
-        raise BadInput("--output-dir must not hold another run", str(directory), "Add --resume, or choose a new name.")
+    has_settings = (directory / "config.toml").exists()
+    has_run = (directory / "metrics.jsonl").exists() or any(directory.glob("checkpoints/step-*"))
+    # A ledger alone is no run yet: it is the lock that is taken before the settings are written.
+    has_run |= has_settings and (directory / LEDGER_FILE).exists()
+    if resume and not has_settings:
+        remedy = "Bring its config.toml back." if has_run else "Start it without --resume."
+        raise BadInput("--resume needs a run directory", str(directory), remedy)
+    if not resume and has_run:
+        remedy = f"{'Add --resume' if has_settings else 'Bring its config.toml back'}, or choose a new name."
+        raise BadInput("--output-dir must not hold another run", str(directory), remedy)
 
 
 def _asset(name: str) -> Path:

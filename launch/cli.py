@@ -54,10 +54,11 @@ def train(
     directory = output_dir or RUNS / time.strftime(f"{preset}-%Y%m%d-%H%M%S")
     check_run(config, directory, resume)
     from launch.local import run  # loads ray and torch, which neither --help nor a mistake should wait for
-    from launch.report import try_report
 
-    result = run(config, output_dir=directory, resume=resume, chaos=chaos)
-    Console(soft_wrap=True).print(escape(try_report(directory)), highlight=False)
+    try:
+        result = run(config, output_dir=directory, resume=resume, chaos=chaos)
+    except KeyboardInterrupt:  # the second: how to go on was said
+        raise typer.Exit(130) from None
     if not result.finished:
         raise typer.Exit(130)
 
@@ -81,18 +82,24 @@ def evaluate(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     url: Annotated[str, typer.Option(help="Score what a server serves instead, e.g. launch/serve.py.")] = "",
+    preset: Annotated[str, typer.Option(help="Whose evaluation; by default the run's, with --url reference.")] = "",
     model: Annotated[str, typer.Option(help="With --url: what the server calls the model.")] = "qwen3-4b-haiku",
 ) -> None:
-    """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL."""
+    """Score a checkpoint against its base on the held-out topics, paired by prompt; or a model behind a URL.
+
+    A URL does not say what a run was trained on: `--set data.path=DIRECTORY` names its prompts, as `rlhaiku prepare`
+    wrote them.
+    """
     from launch.console import comparison_view, describe, make_console
 
     if bool(url) == bool(checkpoint):
         raise BadInput("evaluate takes a checkpoint or --url", f"{checkpoint} and {url!r}", "Give one of them.")
+    overrides = overrides or []
     if url:
         from launch.evaluate_url import evaluate_url
 
-        summary = evaluate_url(load_config("laptop", overrides or []), url, model)
-        make_console().print(describe(summary), highlight=False, soft_wrap=True)
+        summary = evaluate_url(load_config(preset or "reference", overrides), url, model)
+        make_console().print(Text(describe(summary)), highlight=False, soft_wrap=True)
         result = summary.to_dict()
     else:
         from launch.evaluate import evaluate_pair
@@ -100,8 +107,8 @@ def evaluate(
         assert checkpoint is not None
         trained = checkpoint / "hf" if (checkpoint / "hf").is_dir() else checkpoint
         of_run = checkpoint.resolve().parents[1] / "config.toml"
-        config = read_config(of_run) if of_run.is_file() else load_config("laptop")
-        config = with_overrides(config, overrides or [])
+        config = read_config(of_run) if of_run.is_file() and not preset else load_config(preset or "laptop")
+        config = with_overrides(config, overrides)
         comparison = evaluate_pair(config, base=base or config.model.path, trained=str(trained))
         make_console().print(comparison_view(comparison))
         result = comparison.to_dict()

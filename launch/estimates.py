@@ -5,9 +5,12 @@ formula is the physical limit; the shares and factors below say what good engine
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.placement import count_slots
+from rlhaiku.config import RunConfig
 from rlhaiku.errors import BadInput
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 60, 30
@@ -22,8 +25,25 @@ LINK_BYTES_PER_S = 360e9
 """NVLink as NCCL uses it."""
 ADAM_S = 0.005
 """One optimizer step without its communication."""
-SAVE_S, START_S = 30.0, 360.0
-"""A checkpoint, and everything before the first step, as runs of the tutorial took."""
+START_S = 360.0
+"""Everything before the first step, as runs of the tutorial took."""
+SAVE_PASSES, DISK_BYTES_PER_S = 3, 1.5e9
+"""A checkpoint is written, read again for its digests and copied to the volume; the rate is assumed."""
+PROCESS_BYTES = 1.5e9
+"""Of each process on a card: the driver's context (0.5 GB), workspaces of cuBLAS and NCCL, an exchange's buckets."""
+ENGINE_BUFFER_BYTES = 2e9
+"""CUDA graphs and activations of an engine, beyond what it preallocates for weights and cache."""
+LOGIT_BYTES = 10.0
+"""Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient."""
+CHUNKED_LOGITS_BYTES = 2.0**30
+"""The torch trainer's limit of fp32 logits at once, `LOGITS_BYTES` of actors/trainers/forward.py."""
+EAGER_FACTOR = 2.0
+"""What transformers' layers keep over Megatron's fused ones: norms in fp32, repeated keys, an unfused MLP."""
+VLLM_KV_BYTES = 16 * 2.0**30
+"""Most that the vLLM engine's cache takes, `KV_BYTES` of actors/engines/vllm_engine.py."""
+OF_WHAT_IS_LEFT, ALONE = 0.8, 0.85
+"""Preallocated by SGLang: of what a trainer leaves of a shared card, and of a card of its own."""
+MOST, LEAST = 0.4, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,16 @@ class ModelShape:
         """Keys and values of all layers, bf16."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
 
+    @property
+    def layer_bytes_per_token(self) -> int:
+        """What one fused layer keeps for its backward pass, bf16.
+
+        Inputs of both norms and of both blocks, 4 h; queries and keys before and after their norm, values and the
+        attention's output, 3 d (heads + kv heads); gate, up and their product, 3 f.
+        """
+        attention = 3 * self.head_dim * (self.heads + self.kv_heads)
+        return 2 * (4 * self.hidden + attention + 3 * self.ffn)
+
 
 SHAPES = {
     "Qwen/Qwen3-0.6B": ModelShape(28, 1024, 16, 8, 128, 3072, 151936),
@@ -84,19 +114,23 @@ SHAPES = {
 
 def model_shape(model: str) -> ModelShape:
     """The shape of a hub id in `SHAPES`, or of a directory with a config.json; raises BadInput otherwise."""
-    if model in SHAPES:
-        return SHAPES[model]
+    family = re.sub(r"-(Base|Instruct-2507|Thinking-2507)$", "", model)
+    if family in SHAPES:
+        return SHAPES[family]
     file = Path(model) / "config.json"
     if not file.is_file():
         known = ", ".join(SHAPES)
         raise BadInput("a plan needs the model's sizes", model, f"Name a directory with a config.json, or {known}.")
     sizes = json.loads(file.read_text())
-    heads = sizes["num_attention_heads"]
-    return ModelShape(
-        sizes["num_hidden_layers"], sizes["hidden_size"], heads, sizes.get("num_key_value_heads", heads),
-        sizes.get("head_dim") or sizes["hidden_size"] // heads, sizes["intermediate_size"], sizes["vocab_size"],
-        sizes.get("tie_word_embeddings", False),
-    )  # fmt: skip
+    try:
+        heads = sizes["num_attention_heads"]
+        return ModelShape(
+            sizes["num_hidden_layers"], sizes["hidden_size"], heads, sizes.get("num_key_value_heads", heads),
+            sizes.get("head_dim") or sizes["hidden_size"] // heads, sizes["intermediate_size"], sizes["vocab_size"],
+            sizes.get("tie_word_embeddings", False),
+        )  # fmt: skip
+    except KeyError as missing:
+        raise BadInput("a plan needs the model's sizes", f"no {missing} in {file}", "Name a Qwen3-like one.") from None
 
 
 def kv_cache_bytes(shape: ModelShape, completions: int, max_tokens: int) -> float:
@@ -104,16 +138,82 @@ def kv_cache_bytes(shape: ModelShape, completions: int, max_tokens: int) -> floa
     return completions * (PROMPT_TOKENS + max_tokens) * float(shape.kv_bytes_per_token)
 
 
-def trainer_bytes(shape: ModelShape, ranks: int, has_reference: bool) -> dict[str, float]:
-    """A trainer rank's resident bytes: bf16 weights 2 N, fp32 gradients 4 N, its share of Adam's 12 N / D."""
-    n = float(shape.parameters)
-    parts = {"weights": 2 * n, "gradients": 4 * n, "optimizer shard": 12 * n / ranks}
+def trainer_bytes(
+    shape: ModelShape, ranks: int, has_reference: bool, tensor_parallel: int = 1
+) -> dict[str, float]:
+    """A trainer rank's resident bytes: bf16 weights 2 N, fp32 gradients 4 N, its share of Adam's 12 N / D.
+
+    Of weights and gradients a rank has one part in `tensor_parallel`; the optimizer is cut over all D ranks anyway.
+    """
+    n = shape.parameters / tensor_parallel
+    parts = {"weights": 2 * n, "gradients": 4 * n, "optimizer shard": 12.0 * shape.parameters / ranks}
     return parts | ({"reference model": 2 * n} if has_reference else {})
 
 
-def activation_bytes(shape: ModelShape, tokens: int) -> float:
-    """Of one micro-batch with full recomputation: every layer's bf16 input, and the fp32 logits."""
-    return tokens * (shape.layers * shape.hidden * 2.0 + shape.vocab * 4.0)
+def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, factor: float = 1.0) -> float:
+    """Of one micro-batch: all that its layers keep, or with full recomputation their bf16 inputs and one layer's all.
+
+    `factor`: over what fused layers keep.
+    """
+    layer = factor * shape.layer_bytes_per_token
+    return tokens * (shape.layers * shape.hidden * 2.0 + layer if recompute else shape.layers * layer)
+
+
+def logits_bytes(shape: ModelShape, tokens: int, is_chunked: bool) -> float:
+    """Of one micro-batch, or of a chunk of it."""
+    num_bytes = tokens * shape.vocab * LOGIT_BYTES
+    return min(num_bytes, CHUNKED_LOGITS_BYTES / 4 * LOGIT_BYTES) if is_chunked else num_bytes
+
+
+def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int) -> dict[str, float]:
+    """Everything a trainer rank has on its card at its fullest moment, by what it is."""
+    rollout, trainer = config.rollout, config.trainer
+    is_torch = trainer.backend == "torch"
+    in_a_row = rollout.group_size if is_torch and trainer.shared_prompt else 1
+    tokens = max(trainer.micro_batch_tokens, PROMPT_TOKENS + in_a_row * rollout.max_tokens)  # a row is never cut
+    parts = trainer_bytes(shape, ranks, config.algorithm.kl_coef > 0, trainer.tensor_parallel)
+    if is_torch:  # a rank keeps gradients of its own shard; a lone rank's only slot is its weights
+        slots = count_slots(config)
+        parts["gradients"] /= ranks
+        parts["weight slots"] = 2.0 * shape.parameters * (slots if max(slots, ranks) > 1 else 0)
+    parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, EAGER_FACTOR if is_torch else 1.0)
+    parts["logits"] = logits_bytes(shape, tokens, is_torch)
+    return parts | {"trainer process": PROCESS_BYTES}
+
+
+def engine_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
+    """Everything an engine needs on its card, its cache for as many completions as it draws at once."""
+    at_once = -(-config.rollout.groups_per_step * config.rollout.group_size // config.rollout.num_engines)
+    longest = max(config.rollout.max_tokens, config.evaluation.max_tokens)
+    return {
+        "engine weights": 2.0 * shape.parameters / config.rollout.gpus_per_engine,
+        "engine KV cache": kv_cache_bytes(shape, at_once, longest) / config.rollout.gpus_per_engine,
+        "engine process": PROCESS_BYTES + ENGINE_BUFFER_BYTES,
+    }
+
+
+def relay_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
+    """What weights take on the way to the engines of a card without the trainer's: slots of their own."""
+    return {"weight slots": 2.0 * shape.parameters * count_slots(config), "relay process": PROCESS_BYTES}
+
+
+def engine_share(config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float) -> float:
+    """Share of a card that SGLang takes at its start for weights and cache: what a trainer leaves, with some room."""
+    if not config.cluster.colocate:
+        return ALONE
+    taken = sum(trainer_card_bytes(config, shape, ranks).values()) + PROCESS_BYTES + ENGINE_BUFFER_BYTES
+    return round(min(MOST, max(LEAST, OF_WHAT_IS_LEFT * (1 - taken / memory_bytes))), 3)
+
+
+def preallocated_kv_bytes(config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float) -> float:
+    """The cache as an engine really takes it at its start; below 0 if its weights alone are more than its share."""
+    rollout, evaluation = config.rollout, config.evaluation
+    if rollout.engine == "sglang":
+        weights = 2.0 * shape.parameters / rollout.gpus_per_engine
+        return engine_share(config, shape, ranks, memory_bytes) * memory_bytes - weights
+    at_once = rollout.tile_groups * max(rollout.group_size, evaluation.samples_per_prompt)
+    needed = kv_cache_bytes(shape, at_once, max(rollout.max_tokens, evaluation.max_tokens))
+    return min(VLLM_KV_BYTES, needed) if rollout.engine == "vllm" else needed
 
 
 def rollout_s(shape: ModelShape, gpu: Gpu, groups: float, group_size: int) -> float:
@@ -134,10 +234,15 @@ def train_tokens(groups: int, group_size: int, is_shared: bool) -> int:
     return prompts * PROMPT_TOKENS + groups * group_size * COMPLETION_TOKENS
 
 
-def train_s(shape: ModelShape, gpu: Gpu, ranks: int, tokens: int, steps: int, has_reference: bool) -> float:
-    """6 N FLOP a token (8 N with a reference model), and for each optimizer step reduce-scatter, Adam, all-gather."""
+def train_flops(shape: ModelShape, has_reference: bool, recompute: bool) -> float:
+    """A token: 6 N, 2 N more for a reference model, and 2 N without the embedding for a second forward pass."""
+    again = 2.0 * (shape.parameters - shape.vocab * shape.hidden) if recompute else 0.0
+    return (8 if has_reference else 6) * float(shape.parameters) + again
+
+
+def train_s(shape: ModelShape, gpu: Gpu, ranks: int, flop: float, steps: int) -> float:
+    """So many FLOP among all ranks, and for each optimizer step reduce-scatter, Adam, all-gather."""
     n = shape.parameters
-    flop = (8 if has_reference else 6) * n * tokens
     exchange_s = (ranks - 1) / ranks * (4 * n + 2 * n) / LINK_BYTES_PER_S
     return flop / (ranks * gpu.flops * TRAINER_SHARE) + steps * (exchange_s + ADAM_S)
 
@@ -147,3 +252,8 @@ def sync_s(shape: ModelShape, gpu: Gpu, is_colocated: bool) -> float:
     num_bytes = 2.0 * shape.parameters
     copy_s = 2 * num_bytes / (0.85 * gpu.bytes_per_s) if is_colocated else num_bytes / LINK_BYTES_PER_S
     return SYNC_FACTOR * copy_s
+
+
+def save_s(shape: ModelShape) -> float:
+    """A checkpoint: bf16 weights 2 N, Adam's 12 N, and the Hugging Face directory 2 N."""
+    return SAVE_PASSES * 16.0 * shape.parameters / DISK_BYTES_PER_S

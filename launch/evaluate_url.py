@@ -3,6 +3,7 @@
 import asyncio
 import os
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
@@ -40,6 +41,8 @@ async def _ask_all(config: RunConfig, url: str, model: str, rows: list[dict[str,
     body = {
         "model": model, "n": evaluation.samples_per_prompt, "temperature": evaluation.temperature,
         "max_tokens": evaluation.max_tokens, "chat_template_kwargs": {"enable_thinking": False},
+        # Said, because vLLM takes what is not from the model's generation_config.json, and a run samples from all.
+        "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
     }  # fmt: skip
     headers = {header: value for header, name in PROXY_HEADERS.items() if (value := os.environ.get(name))}
     if key := os.environ.get("RLHAIKU_SERVE_API_KEY"):
@@ -47,7 +50,7 @@ async def _ask_all(config: RunConfig, url: str, model: str, rows: list[dict[str,
     endpoint = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=CONCURRENT_REQUESTS),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=START_S),
+        timeout=aiohttp.ClientTimeout(total=6 * START_S, sock_connect=30, sock_read=START_S),
         headers=headers,
     ) as session:
         try:
@@ -59,9 +62,25 @@ async def _ask_all(config: RunConfig, url: str, model: str, rows: list[dict[str,
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], row: dict[str, Any]) -> list[Answer]:
-    async with session.post(url, json=body | {"messages": row["messages"]}, allow_redirects=False) as response:
+    choices = (await _answer(session, url, body | {"messages": row["messages"]}))["choices"]
+    return [Answer(row["prompt_id"], row["topic"], choice["message"]["content"] or "") for choice in choices]
+
+
+async def _answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401  (JSON)
+    """The server's answer; after 150 seconds Modal says 303 and where to ask for it, perhaps again and again.
+
+    Nowhere else than at the same host, since the keys go along. Raises RunFailed.
+    """
+    deadline_s = asyncio.get_running_loop().time() + START_S
+    response = await session.post(url, json=body, allow_redirects=False)
+    while response.status == 303 and asyncio.get_running_loop().time() < deadline_s:
+        response.release()
+        there = urljoin(str(response.url), response.headers.get("Location", ""))
+        if urlsplit(there)[:2] != urlsplit(url)[:2]:
+            raise RunFailed(f"{url} must answer itself; it sent us to {urlsplit(there).netloc}")
+        response = await session.get(there, allow_redirects=False)
+    async with response:
         if response.status != 200:
             raise RunFailed(f"{url} must answer with status 200; it answered {response.status}. "
                             "Is the proxy auth token set, and the model's name right?")
-        choices = (await response.json())["choices"]
-    return [Answer(row["prompt_id"], row["topic"], choice["message"]["content"] or "") for choice in choices]
+        return await response.json()

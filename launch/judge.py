@@ -1,9 +1,10 @@
 """The LLM judge as a Modal app of its own: a vLLM OpenAI server. `modal deploy launch/judge.py`
 
 Every choice is an environment variable at deploy time: RLHAIKU_JUDGE_MODEL, _SERVED_NAME, _GPU, _GPU_COUNT, _EAGER,
-_PUBLIC, _VLLM_ARGS. Point a run at it with LLM_JUDGE_URL (what `modal deploy` prints), LLM_JUDGE_MODAL_KEY and
-LLM_JUDGE_MODAL_SECRET (a proxy auth token of the workspace). Nothing in here is special: the same judge runs wherever
-`vllm serve` does, as does any OpenAI-compatible server with structured output.
+_PUBLIC, _VLLM_ARGS, _SECRETS (names of Modal secrets); HF_TOKEN goes along when it is set. Point a run at it with
+LLM_JUDGE_URL (what `modal deploy` prints), LLM_JUDGE_MODAL_KEY and LLM_JUDGE_MODAL_SECRET (a proxy auth token of the
+workspace). Nothing in here is special: the same judge runs wherever `vllm serve` does, as does any OpenAI-compatible
+server with structured output.
 """
 
 import subprocess

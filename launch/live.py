@@ -1,7 +1,8 @@
 """The live view of a run on a terminal: where it is, where the reward is going, and where the time goes."""
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,17 +12,20 @@ from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 HISTORY = 48
-"""Steps in the sparkline."""
+"""Blocks in the sparkline: a run of more steps has several in each."""
+BAR = 16
+"""Blocks of the bar that shows where a step's time goes."""
 PHASES = {"rollout": "cyan", "train": "magenta", "sync": "yellow"}
 
 
 class LiveView:
-    """Redrawn in place after every step; does nothing where the output is not a terminal."""
+    """Redrawn in place after every step, and left standing at the end; nothing where a cursor cannot be moved."""
 
     def __init__(self, console: Console, num_steps: int) -> None:
         self._num_steps = num_steps
-        self._rewards: deque[float] = deque(maxlen=HISTORY)
-        self._live = Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal else None
+        self._rewards: list[float] = []
+        can_move = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, refresh_per_second=4) if can_move else None
 
     @property
     def is_on(self) -> bool:
@@ -37,7 +41,7 @@ class LiveView:
         self._live.start()  # once: later calls change nothing
 
     def stop(self) -> None:
-        """Takes it off the screen."""
+        """Leaves the last view, with the whole curve, above what comes next."""
         if self._live is not None:
             self._live.stop()
 
@@ -46,11 +50,16 @@ class LiveView:
         head = Table.grid(padding=(0, 1))
         head.add_row(f"step {step}/{self._num_steps}", ProgressBar(self._num_steps, step, width=HISTORY), f"eta {eta}")
         reward = Text.assemble("reward ", (f"{row['reward/mean']:.3f} ", "bold"), (sparkline(self._rewards), "green"))
+        if "rollout/staleness_mean" in row:
+            reward.append(f"  staleness {row['rollout/staleness_mean']:.2f}", style="dim")
         return Group(head, reward, _facts(row), _time(row))
 
 
-def sparkline(values: deque[float]) -> str:
-    """One block per value, from the lowest to the highest of them."""
+def sparkline(values: Sequence[float]) -> str:
+    """One block per value, or per mean of neighbours where there are many, from the lowest to the highest."""
+    count = min(len(values), HISTORY)
+    cuts = [place * len(values) // count for place in range(count + 1)]
+    values = [fmean(values[start:end]) for start, end in pairwise(cuts)]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(BLOCKS[int((value - low) / span * (len(BLOCKS) - 1))] for value in values)
@@ -62,7 +71,6 @@ def _facts(row: Mapping[str, float]) -> Text:
         "strict": "reward/strict",
         "topic": "reward/topic",
         "flat groups": "group/zero_variance_share",
-        "staleness": "rollout/staleness_mean",
     }
     parts = [f"{label} {row[name]:.2f}" for label, name in shown.items() if name in row]
     unscored = Text(f"  unscored {row['reward/unscored']:.0f}", style="red" if row["reward/unscored"] else "")
@@ -75,7 +83,7 @@ def _time(row: Mapping[str, float]) -> Text:
     total = sum(seconds.values()) or 1.0
     line = Text()
     for phase, style in PHASES.items():
-        line.append("━" * max(1, round(seconds[phase] / total * 24)), style=style)
+        line.append("━" * max(1, round(seconds[phase] / total * BAR)), style=style)
     for phase, style in PHASES.items():
         line.append(f"  {phase} {seconds[phase]:.2f} s", style=style)
     line.append(f"  {row['rollout/tokens_per_s']:.0f} tok/s", style="dim")

@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -15,9 +15,11 @@ from actors.reward_worker import RewardFn, RewardSpec
 from launch.attempts import Attempts, open_ledger
 from launch.checks import check_run, data_directory, resolve_model
 from launch.console import ConsoleReporter
+from launch.inputs import Inputs
 from launch.placement import GpuPlacement, Placement
 from launch.ray_runtime import local_ray
-from launch.rewards import may_score_inline, reward_spec
+from launch.report import try_report
+from launch.rewards import as_run, may_score_inline, reward_spec
 from launch.start import Cast, start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, write_config
@@ -76,13 +78,19 @@ def run(
     directory = Path(output_dir)
     placement = check_run(config, directory, resume)
     spec = reward_spec(config, reward, rubric, directory.absolute())  # actors may have started elsewhere
+    if chaos is not None:
+        spec = replace(spec, inline=False)  # else the death of a reward worker would mean nothing
+    config = as_run(config, reward, rubric)
     prompts, eval_prompts = load_prompts(config)
-    hooks = hooks or Hooks()
+    hooks, inputs = hooks or Hooks(), Inputs(config, prompts, spec)
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(directory))  # first: it keeps a second run away from this directory
+        inputs.check_resumable(ledger.last_fingerprint())
         write_config(config, directory / "config.toml")
         console = stack.enter_context(ConsoleReporter(config, directory, spec.judge, hooks.resume_with))
-        console.header(len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0)
+        console.header(
+            placement.describe(), len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0
+        )
         stack.enter_context(local_ray(placement.total_cpus, placement.num_gpus))
         is_asked = stack.enter_context(_stop_on_signal(console))
         around = Surroundings(
@@ -93,11 +101,15 @@ def run(
             sinks=(ledger,),
             should_stop=lambda: is_asked() or hooks.should_stop(),
         )
-        attempts = Attempts(config, directory, around, ledger, console)
-        state = attempts.until_done(lambda: start_for(config, placement, spec, console), resume, chaos)
+        attempts = Attempts(inputs, directory, around, ledger, console)
+        try:
+            state = attempts.until_done(lambda: start_for(config, placement, spec, console), resume, chaos)
+        except KeyboardInterrupt:
+            console.ended_at_once()
+            raise
     finished = state.step == config.num_steps
     comparison = RunFiles(directory, config.output.poems_interval, state.step).compare(state.step) if finished else None
-    console.end(comparison)
+    console.end(comparison, try_report(directory))
     return RunResult(directory, state, finished, comparison, tuple(console.recoveries))
 
 

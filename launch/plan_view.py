@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from launch.estimates import COMPLETION_TOKENS, ENGINE_SHARE, PROMPT_TOKENS, TRAINER_SHARE
 from launch.plan import PREALLOCATED, Plan
@@ -11,11 +12,11 @@ from rlhaiku.config import describe_settings
 
 def plan_view(plan: Plan) -> RenderableType:
     """Machines, settings, cards, time and cost, and what speaks against it."""
-    parts: list[RenderableType] = [_machines(plan), _settings(plan)]
-    if plan.gpus:
-        parts += [_cards(plan), _memory(plan), _time(plan)]
-    parts += [f"[dim]note[/] {note}" for note in plan.notes]
-    parts += [f"[red]refused[/] {reason}" for reason in plan.refusals]
+    parts: list[RenderableType] = [_machines(plan), _settings(plan), _cards(plan)]
+    if plan.gpus and plan.parameters:
+        parts += [_memory(plan), _time(plan)]
+    parts += [Text.assemble(("note", "dim"), f" {note}") for note in plan.notes]
+    parts += [Text.assemble(("refused", "red"), f" {reason}") for reason in plan.refusals]
     return Group(*parts)
 
 
@@ -23,11 +24,11 @@ def _machines(plan: Plan) -> Panel:
     resources = plan.resources
     volumes = "\n          ".join(f"{name} at {path}" for name, path in resources.paths.volumes.items())
     return Panel(
-        f"machines  {resources.nodes} x {resources.gpu or 'CPU'}, {resources.timeout_s / 3600:.1f} h an attempt\n"
+        Text(f"machines  {resources.nodes} x {resources.gpu or 'CPU'}, {resources.timeout_s / 3600:.1f} h an attempt\n"
         f"image     {resources.image}\n"
         f"volumes   {volumes}\n"
         f"secrets   {', '.join(plan.secrets) or 'none'}\n"
-        f"model     {plan.config.model.path}, {plan.parameters / 1e9:.3f} billion parameters",
+        f"model     {plan.config.model.path}, {_size(plan.parameters)}"),
         title="rlhaiku plan", title_align="left", expand=False,
     )  # fmt: skip
 
@@ -37,31 +38,44 @@ def _settings(plan: Plan) -> Table:
     table.add_column("setting")
     table.add_column("value", overflow="fold")
     for name, value, _ in describe_settings(plan.config):
-        table.add_row(name, value.replace("[", "\\["))
+        table.add_row(name, Text(value))
     return table
 
 
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e9:.3f} billion parameters" if parameters else "of unknown size"
+
+
 def _cards(plan: Plan) -> Table:
-    """Who is where, and what the fullest card keeps."""
-    table = Table(title=f"placement, {plan.gpu_memory_gb:.0f} GB a GPU", title_justify="left")
-    for name in ("node:GPU", "actors", "GB"):
-        table.add_column(name, justify="right" if name == "GB" else "left")
+    """Who is where, and how much they need and take there."""
+    on = f", {plan.gpu_memory_gb:.0f} GB a GPU" if plan.gpus else ""
+    table = Table(title=f"placement{on}", title_justify="left")
+    for name in ("node:GPU", "actors", "needed, GB", "taken, GB"):
+        table.add_column(name, justify="right" if "GB" in name else "left")
     for gpu in plan.gpus:
-        table.add_row(f"{gpu.node}:{gpu.index}", " + ".join(gpu.actors), f"{gpu.total_gb:.1f}")
-    table.add_row("0:CPU", f"driver + {plan.config.reward.num_workers} reward workers", "")
+        amounts = (f"{gpu.total_gb:.1f}", f"{gpu.taken_gb:.1f}") if gpu.gigabytes else ("?", "?")
+        table.add_row(f"{gpu.node}:{gpu.index}", " + ".join(gpu.actors), *amounts)
+    for node in sorted({actor.node for actor in plan.cpu_actors}):
+        names = " + ".join(actor.name for actor in plan.cpu_actors if actor.node == node)
+        table.add_row(f"{node}:CPU", names, "", "")
     return table
 
 
 def _memory(plan: Plan) -> Table:
-    fullest = max(plan.gpus, key=lambda gpu: gpu.total_gb)
+    """Of the fullest card, the cache by need and by preallocation."""
+    fullest = max(plan.gpus, key=lambda gpu: gpu.taken_gb)
     table = Table(title=f"memory of GPU {fullest.node}:{fullest.index}, GB", title_justify="left")
-    for name in [*fullest.gigabytes, "total"]:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{size:.1f}" for size in (*fullest.gigabytes.values(), fullest.total_gb)))
-    if plan.largest_engine_share:
+    table.add_column("what")
+    table.add_column("needed", justify="right")
+    table.add_column("taken", justify="right")
+    for name, size in fullest.gigabytes.items():
+        taken = fullest.preallocated_kv_gb if name == "engine KV cache" else size
+        table.add_row(name, f"{size:.1f}", f"{taken:.1f}")
+    table.add_row("total", f"{fullest.total_gb:.1f}", f"{fullest.taken_gb:.1f}", style="bold")
+    if plan.engine_share:
         table.caption = (
-            f"The KV cache is what is needed. An engine that preallocates may take {plan.largest_engine_share:.0%} of "
-            f"a card beside its trainer; the tutorial's takes {PREALLOCATED:.0%}, and sleeps while the trainer works."
+            f"At its start an engine takes {plan.engine_share:.1%} of the card for weights and keys and values; the "
+            f"tutorial's takes {PREALLOCATED:.0%}, and sleeps while the trainer works."
         )
     return table
 

@@ -9,6 +9,7 @@ A node is one child process, `ray start --block`: it ends when a part of Ray end
 
 import _thread
 import os
+import re
 import resource
 import shutil
 import socket
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,7 +30,12 @@ from rlhaiku.errors import BadInput, RunFailed
 
 PORT = 6379
 DASHBOARD_PORT = 8265
-OPEN_FILES = 65536
+OPEN_FILES, LEAST_OPEN_FILES = 65536, 4096
+"""Ray's own advice for a head, and what some tens of actors need at least."""
+OLDEST_RAY = (2, 54)
+"""As pyproject.toml has it."""
+DASHBOARD_S = 60.0
+"""For the dashboard to come up; it starts beside the rest of Ray."""
 WATCH_S = 5.0
 FINISH_S = 60.0
 """For a driver that has lost a node to finish its step and save."""
@@ -125,11 +133,11 @@ class ModalRayCluster:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self) -> None:
-        self._check_machine()
-        for name, value in (ENVIRONMENT | {"RAY_AUTH_MODE": self._auth_mode()}).items():
-            os.environ[name] = value  # on every rank, whatever a home directory or an image says
+        _check_machine()
+        set_environment(self._dashboard)
         import ray  # not above: it reads its authentication mode once, when it is imported
 
+        _check_ray(ray.__version__)
         if not self.is_head:
             self._wait_until(self._head_answers, f"the head at {self.head}")
         with open(os.path.join(self._temporary, "start.log"), "wb") as log:
@@ -152,22 +160,6 @@ class ModalRayCluster:
             *(f"--num-gpus={self._gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             *([f"--temp-dir={self._temporary}"] if self.is_head else []),
         ]
-
-    def _auth_mode(self) -> str:
-        if os.environ.get("RAY_AUTH_TOKEN"):
-            return "token"
-        if self._dashboard:
-            raise BadInput("the dashboard runs code for whoever reaches it, so it needs RAY_AUTH_TOKEN", "none",
-                           "Export one where you start the run.")
-        return "disabled"
-
-    def _check_machine(self) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        soft = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        free = shutil.disk_usage("/dev/shm").free
-        if free < 2 * OBJECT_STORE_BYTES:  # Ray would fall back to /tmp without a word; weights need room as well
-            raise RunFailed(f"/dev/shm must have {2 * OBJECT_STORE_BYTES} bytes free; it has {free}")
 
     def _wait_until(self, done: Callable[[], bool], waiting_for: str) -> None:
         while not done():
@@ -202,12 +194,76 @@ class ModalRayCluster:
 
     def _watch_nodes(self) -> None:
         """When a node is gone: interrupts the driver, once to finish its step, then in case it waits in vain."""
+        misses = 0
         while not self.lost and not self._stopped.wait(WATCH_S):
-            if gone := len(self.place.addresses) - self._num_alive():  # Ray has looked several times; a node it has
-                self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"  # given up is never taken back
+            try:
+                gone = len(self.place.addresses) - self._num_alive()
+            except Exception as error:  # Ray raises its own and plain ones
+                misses += 1
+                self.lost = f"Ray does not say which nodes are alive: {error}" if misses == MISSES else ""
+                continue
+            misses = 0
+            if gone:  # Ray has looked several times; a node it has given up is never taken back
+                self.lost = f"{gone} of {len(self.place.addresses)} nodes are gone"
         while self.lost and not self._stopped.is_set():
             _thread.interrupt_main()
             self._stopped.wait(FINISH_S)
+
+
+def set_environment(has_dashboard: bool) -> None:
+    """What this process and Ray's must have, on every rank, whatever a home directory or an image says.
+
+    Before Ray is imported: it reads its authentication mode once. Raises BadInput for a dashboard without a token.
+    """
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN"))
+    if has_dashboard and not has_token:
+        raise BadInput("the dashboard runs code for whoever reaches it, so it needs RAY_AUTH_TOKEN", "none",
+                       "Export one where you start the run.")
+    os.environ.update(ENVIRONMENT | {"RAY_AUTH_MODE": "token" if has_token else "disabled"})
+
+
+def check_dashboard_is_locked(port: int = DASHBOARD_PORT) -> None:
+    """Asks the dashboard without a token, once it is there: it is about to become public.
+
+    Raises BadInput unless it refuses, RunFailed if it never answers.
+    """
+    deadline = time.monotonic() + DASHBOARD_S
+    while (status := _status(f"http://127.0.0.1:{port}/api/jobs/")) is None:
+        if time.monotonic() > deadline:
+            raise RunFailed(f"the dashboard must answer on port {port}; it has not for {DASHBOARD_S:.0f} s")
+        time.sleep(0.2)
+    if status != 401:
+        raise BadInput("a dashboard is forwarded only if it refuses whoever has no token, with status 401", status,
+                       "Choose another RLHAIKU_IMAGE, or leave RLHAIKU_DASHBOARD out.")
+
+
+def _status(url: str) -> int | None:
+    """Of a GET on this machine; None if nobody answers."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+    except OSError:
+        return None
+
+
+def _check_machine() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if most < LEAST_OPEN_FILES:
+        raise RunFailed(f"Ray needs {LEAST_OPEN_FILES} open files; this machine's hard limit (ulimit -Hn) is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    free = shutil.disk_usage("/dev/shm").free
+    if free < 2 * OBJECT_STORE_BYTES:  # Ray would fall back to /tmp without a word; weights need room as well
+        raise RunFailed(f"/dev/shm must have {2 * OBJECT_STORE_BYTES} bytes free; it has {free}")
+
+
+def _check_ray(version: str) -> None:
+    """The image brings its own Ray; one that is too old would ignore RAY_AUTH_MODE, for example."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_RAY:
+        rule = f"Ray must be {'.'.join(map(str, OLDEST_RAY))} or newer"
+        raise BadInput(rule, version, "Choose another RLHAIKU_IMAGE.")
 
 
 def _free_port() -> int:

@@ -21,9 +21,12 @@ STOP_SHARE = 0.98
 MAX_RETRIES = 10
 MAX_NODE_GPUS = 8
 
+IMAGE_PYTHON = "3.12"
+"""Of `SLIME_IMAGE`."""
+
 LOCAL_SECRETS = (
     *("HF_TOKEN", "LLM_JUDGE_URL", "LLM_JUDGE_MODEL", "LLM_JUDGE_API_KEY", "LLM_JUDGE_TIMEOUT"),
-    *("LLM_JUDGE_MODAL_KEY", "LLM_JUDGE_MODAL_SECRET", "RAY_AUTH_TOKEN"),
+    *("LLM_JUDGE_MODAL_KEY", "LLM_JUDGE_MODAL_SECRET", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "WANDB_MODE"),
 )
 """Variables of the environment a run is started in that its containers get, as a Modal secret."""
 
@@ -38,15 +41,20 @@ class Resources:
     timeout_s: int = DAY_S
     """Of one attempt."""
     image: str = SLIME_IMAGE
+    python: str = IMAGE_PYTHON
+    """Of the image; code that travels by value must have been compiled by the same."""
     secrets: tuple[str, ...] = ()
-    """Names of Modal secrets, beside `LOCAL_SECRETS`."""
+    """Modal secrets beside `LOCAL_SECRETS`, each NAME or NAME=KEY+KEY with the variables that it must have."""
     has_dashboard: bool = False
     """Forward Ray's dashboard; it then asks for RAY_AUTH_TOKEN."""
     paths: Paths = field(default_factory=Paths)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Resources":
-        """RLHAIKU_GPU, _NODES, _TIMEOUT_S, _IMAGE, _SECRETS (comma-separated) and _DASHBOARD=1, each with a default."""
+        """RLHAIKU_GPU, _NODES, _TIMEOUT_S, _IMAGE, _PYTHON, _SECRETS (comma-separated) and _DASHBOARD=1.
+
+        Each has a default.
+        """
         env = os.environ if environment is None else environment
         default = cls()
         return cls(
@@ -54,6 +62,7 @@ class Resources:
             nodes=_number(env, "RLHAIKU_NODES", default.nodes),
             timeout_s=_number(env, "RLHAIKU_TIMEOUT_S", default.timeout_s),
             image=env.get("RLHAIKU_IMAGE", default.image),
+            python=env.get("RLHAIKU_PYTHON", default.python),
             secrets=tuple(name for name in env.get("RLHAIKU_SECRETS", "").split(",") if name),
             has_dashboard=env.get("RLHAIKU_DASHBOARD", "") == "1",
             paths=Paths.from_environment(),
@@ -67,6 +76,7 @@ class Resources:
             "RLHAIKU_NODES": str(self.nodes),
             "RLHAIKU_TIMEOUT_S": str(self.timeout_s),
             "RLHAIKU_IMAGE": self.image,
+            "RLHAIKU_PYTHON": self.python,
             "RLHAIKU_SECRETS": ",".join(self.secrets),
             "RLHAIKU_DASHBOARD": str(int(self.has_dashboard)),
         }
@@ -83,9 +93,26 @@ class Resources:
         return count
 
     @property
+    def is_clustered(self) -> bool:
+        """Whether Modal is asked for a cluster: it gives one only of whole GPU hosts."""
+        return self.nodes > 1 or self.gpu.endswith(f":{MAX_NODE_GPUS}")
+
+    @property
+    def named_secrets(self) -> dict[str, list[str]]:
+        """By the name of a Modal secret: the variables that it was said to have."""
+        pairs = (secret.partition("=") for secret in self.secrets)
+        return {name: [key for key in keys.split("+") if key] for name, _, keys in pairs}
+
+    @property
     def stop_after_s(self) -> float:
         """When a run saves and ends by itself."""
         return STOP_SHARE * self.timeout_s
+
+
+def is_provided(variable: str, resources: Resources, environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the containers will have a variable: it is set here, or a Modal secret was said to have it."""
+    env = os.environ if environment is None else environment
+    return bool(env.get(variable)) or any(variable in keys for keys in resources.named_secrets.values())
 
 
 def local_secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:

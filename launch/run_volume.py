@@ -1,6 +1,6 @@
 """A run on a machine that may be taken away: it lives on local disk, and what must survive is on a volume.
 
-Every attempt at a run begins with `RunVolume.open`, which copies back what the volume has; after each checkpoint
+Every attempt begins with `RunVolume.open`, which copies back what there is to go on from; after each checkpoint
 `KeptRun.keep` copies the run over and commits. So a first attempt, a retry and one after a preemption are one code.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhaiku.checkpoints import STATE_FILE
+from rlhaiku.checkpoints import STATE_FILE, CheckpointStore
 from rlhaiku.errors import BadInput
 
 ATTEMPTS = "attempts.json"
@@ -29,11 +29,12 @@ class KeptRun:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
-        return any(self.local.glob(f"checkpoints/step-*/{STATE_FILE}"))
+        return bool(complete_checkpoints(self.local))
 
     def keep(self) -> None:
-        """Copies complete checkpoints and the run's files to the volume and commits it.
+        """Copies the run's files, then its complete checkpoints, to the volume and commits it.
 
+        In this order: a resume cuts what is newer than its checkpoint, and could not make up for what is missing.
         Files and checkpoints appear whole or not at all. Databases stay behind: copying one that is in use would tear
         it; what of them must survive is written into the checkpoint.
         """
@@ -42,11 +43,11 @@ class KeptRun:
             if file.is_file() and inside.parts[0] != "checkpoints" and ".sqlite" not in file.name:
                 _copy(file, self.remote / inside)
         ours, kept = self.local / "checkpoints", self.remote / "checkpoints"
-        complete = {state.parent.name for state in ours.glob(f"step-*/{STATE_FILE}")}
+        complete = {path.name for path in complete_checkpoints(self.local)}
         for name in sorted(complete - {path.name for path in kept.glob("step-*")}):
             _copy(ours / name, kept / name)
         for old in kept.glob("step-*"):
-            if old.name not in complete:
+            if old.name not in complete and len(complete) > 1:  # an attempt begins with the newest one alone
                 shutil.rmtree(old)
         self.commit()
 
@@ -62,39 +63,63 @@ class RunVolume:
     commit: Callable[[], None]
     """Makes what was written last."""
 
-    def open(self, name: str, call_id: str, resume: bool) -> KeptRun:
-        """The run to work at, copied back to local disk as far as the volume has it.
+    def earlier(self, name: str, call_id: str, resume: bool) -> Path | None:
+        """The run on the volume that this call goes on with, None if it begins one. Changes nothing, on any rank.
 
-        `name`: empty for a new one, or with `resume` for the newest. `call_id`: the same for all attempts at one call,
-        so an attempt that follows another goes on, and a new call does not touch another's run unless `resume`.
+        `name`: with `resume`, empty for the newest one. `call_id`: the same for all attempts at one call. Raises
+        BadInput if `resume` finds no complete checkpoint.
         """
-        remote = self._of_call(call_id) or self._chosen(name, resume)
+        runs = [path.parent for path in self.root.glob(f"*/{ATTEMPTS}")]
+        of_call = next((run for run in runs if _attempts(run)[-1]["call"] == call_id), None)
+        return of_call or (self._newest(name) if resume else None)
+
+    def new(self, name: str) -> Path:
+        """Where a run that is not there yet will be; raises BadInput if it is, so no call touches another's run."""
+        chosen = self.root / (name or time.strftime("run-%Y%m%d-%H%M%S"))
+        if chosen.parent != self.root or name.startswith("."):
+            raise BadInput("--run is a name, not a path", name, "For example --run first.")
+        if chosen.exists():
+            raise BadInput("--run must not name a run that is there", name, "Add --resume, or choose a new name.")
+        return chosen
+
+    def open(self, remote: Path, call_id: str) -> KeptRun:
+        """The run to work at: on local disk, what its newest complete checkpoint on the volume goes on with.
+
+        Without such a checkpoint the run begins anew, whatever an attempt that was cut off has left on the volume.
+        """
         local = self.local / remote.name
         shutil.rmtree(local, ignore_errors=True)  # of an earlier attempt on the same machine, perhaps after its commit
-        if remote.exists():
-            shutil.copytree(remote, local, ignore=shutil.ignore_patterns(ATTEMPTS, ".*"))
+        if complete := complete_checkpoints(remote):
+            shutil.copytree(remote, local, ignore=shutil.ignore_patterns(ATTEMPTS, ".*", "checkpoints"))
+            _copy_newest_intact(complete, local / "checkpoints")
         remote.mkdir(parents=True, exist_ok=True)
         attempts = [*_attempts(remote), {"call": call_id, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}]
         (remote / ATTEMPTS).write_text(json.dumps(attempts, indent=1))
         self.commit()
         return KeptRun(local, remote, self.commit)
 
-    def _of_call(self, call_id: str) -> Path | None:
-        """The run that an earlier attempt of this call worked at."""
-        runs = [path.parent for path in self.root.glob(f"*/{ATTEMPTS}")]
-        return next((run for run in runs if _attempts(run)[-1]["call"] == call_id), None)
+    def _newest(self, name: str) -> Path:
+        states = list(self.root.glob(f"{name or '*'}/checkpoints/step-*/{STATE_FILE}"))
+        if not states:
+            remedy = "Start it without --resume."
+            raise BadInput("--resume needs a run with a complete checkpoint on the volume", name, remedy)
+        return max(states, key=lambda state: state.stat().st_mtime).parents[2]
 
-    def _chosen(self, name: str, resume: bool) -> Path:
-        if resume:
-            states = list(self.root.glob(f"{name or '*'}/checkpoints/step-*/{STATE_FILE}"))
-            if not states:
-                remedy = "Start it without --resume."
-                raise BadInput("--resume needs a run with a complete checkpoint on the volume", name, remedy)
-            return max(states, key=lambda state: state.stat().st_mtime).parents[2]
-        chosen = self.root / (name or time.strftime("run-%Y%m%d-%H%M%S"))
-        if chosen.exists():
-            raise BadInput("--run must not name a run that is there", name, "Add --resume, or choose a new name.")
-        return chosen
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Of a run's directory, oldest first."""
+    return sorted(state.parent for state in run.glob(f"checkpoints/step-*/{STATE_FILE}"))
+
+
+def _copy_newest_intact(complete: list[Path], to: Path) -> None:
+    """Only if the newest one turns out to be damaged, one more is needed; it is then renamed on the volume too."""
+    for checkpoint in reversed(complete):
+        shutil.copytree(checkpoint, to / checkpoint.name)
+        found, problems = CheckpointStore(to, keep_last=2).newest_intact()
+        if found:
+            return
+        print(f"not gone on from: {problems[0]}", flush=True)
+        checkpoint.rename(checkpoint.with_name(f"unusable-{checkpoint.name}"))
 
 
 def _attempts(run: Path) -> list[dict[str, str]]:

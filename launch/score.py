@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launch.console import make_console
+from launch.console import make_console, visible
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.dataset import user_prompt
 from rlhaiku.haiku.dictionary import Dictionary, load_dictionary
@@ -26,6 +26,7 @@ from rlhaiku.types import Prompt, Scored
 STDIN = "-"
 
 _SEPARATOR = re.compile(r"^---[ \t]*$", re.MULTILINE)
+"""What would steer the terminal, or turn the direction of what follows, and bytes that are no text."""
 _BAR = 16
 """Characters of a full bar."""
 
@@ -114,7 +115,8 @@ def poem_panel(poem: ScoredPoem) -> RenderableType:
 def _words_view(line: ShownLine) -> Text:
     """Two rows: the syllables, each above the middle of its word, and the words."""
     above, below = Text(), Text()
-    for chunk, count in line.counts:
+    for stretch, count in line.counts:
+        chunk = visible(stretch)
         width = max(cell_len(chunk), len(count))
         above.append(count.center(width) + " ", style="magenta" if count.startswith("~") else "cyan")
         below.append(set_cell_size(chunk, width) + " ", style="" if line.target is not None else "dim")

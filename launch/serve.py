@@ -3,7 +3,8 @@
 It serves the newest complete checkpoint of the volume that `launch/cluster.py` trained on, as `qwen3-4b-haiku`, and is
 gone after a quarter of an hour without requests. Choices are environment variables at deploy time: RLHAIKU_SERVE_RUN
 (another run than the newest), RLHAIKU_SERVE_MODEL (any Hugging Face id, for which the volume is not mounted, or a
-directory of the volume), _SERVED_NAME, _GPU, _GPU_COUNT, _EAGER, _PUBLIC and _VLLM_ARGS.
+directory of the volume), _SERVED_NAME, _GPU, _GPU_COUNT, _EAGER, _PUBLIC, _VLLM_ARGS and _SECRETS (names of Modal
+secrets). HF_TOKEN goes along when it is set where you type this.
 
 `rlhaiku evaluate --url URL` scores what is served.
 """

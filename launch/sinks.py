@@ -1,11 +1,13 @@
 """Where a run's numbers go besides its own files: TensorBoard and Weights & Biases, by the names in metric_names.py."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from launch.console import make_console
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
 from rlhaiku.metrics import Reporter, StepReport, evaluation_metrics, step_metrics
@@ -13,6 +15,8 @@ from rlhaiku.types import ScoredGroup
 
 WANDB_PROJECT = "rlhaiku"
 """Where `wandb` without a project goes; WANDB_PROJECT and WANDB_RUN_GROUP in the environment say otherwise."""
+FINISH_S = 60.0
+"""How long a run that is over waits for W&B to take what is left."""
 
 
 class Log(Protocol):
@@ -50,7 +54,9 @@ class TensorBoardLog:
         """What was written after `resumed_step` is declared void: those steps are made again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1)
+        # From the beginning, the evaluation before the first step is made again too.
+        purge_step = resumed_step + 1 if resumed_step else 0
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=purge_step)
 
     def write(self, row: Mapping[str, float], step: int) -> None:
         """One scalar a name; on disk at once, so that a running TensorBoard sees it."""
@@ -84,8 +90,14 @@ class WandbLog:
         self._run.log(dict(row), step=step)
 
     def close(self) -> None:
-        """Waits for the upload, if there is one."""
-        self._run.finish()
+        """Waits for the upload, if there is one, but not for ever; what is left of it stays in the run directory."""
+        upload = threading.Thread(target=self._run.finish, name="wandb", daemon=True)
+        upload.start()
+        upload.join(FINISH_S)
+        if upload.is_alive():
+            kept = Path(self._run.dir).parent
+            said = f"W&B did not take the last numbers within {FINISH_S:g} s; send them with: wandb sync {kept}"
+            make_console().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

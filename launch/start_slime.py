@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.actor import Actor
+from actors.actor import START_TIMEOUT_S, Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
 from actors.engines.sglang_engine import CONTROL_THREADS, GENERATE, GENERATE_THREADS, SglangSpec, engine_class
 from actors.registry import Registry
@@ -28,9 +28,9 @@ from actors.trainers.megatron_group import Address, MegatronGroup, start_ranks
 from actors.trainers.megatron_trainer import trainer_class
 from actors.trainers.slime_arguments import SlimeRun, slime_arguments
 from actors.trainers.slime_recipe import engine_environment, new_lock, trainer_environment
-from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for, wait_for_all
+from actors.waiting import RayEvents, wait_for, wait_for_all
 from launch.checks import gpu_memory_bytes, resolve_model
-from launch.estimates import activation_bytes, model_shape, trainer_bytes
+from launch.estimates import engine_share, model_shape
 from launch.placement import GpuPlacement
 from launch.rewards import may_score_inline
 from launch.start import Cast
@@ -39,9 +39,6 @@ from rlhaiku.roles import Roles
 
 ENGINE_SHARE, RANK_SHARE, PROBE_SHARE = 0.2, 0.4, 0.01
 """Of a card and its CPU slot, as Ray counts; what each really takes is memory."""
-OF_WHAT_IS_LEFT, ALONE = 0.6, 0.85
-"""Engine memory: of what a trainer leaves of a shared card, and of a card of its own."""
-MOST, LEAST = 0.4, 0.1
 WITHOUT_FLASHINFER = (
     *("--sglang-attention-backend", "triton", "--sglang-sampling-backend", "pytorch"),
     *("--sglang-grammar-backend", "none"),
@@ -53,7 +50,6 @@ WITHOUT_FLASHINFER = (
 class SlimeOptions:
     """What the installed packages and the cards decide, rather than the run's settings."""
 
-    tensor_parallel: int = 1
     engine_memory: float | None = None
     """Share of the free card that an engine takes; None: what the trainer leaves, with some room."""
     has_transformer_engine: bool | None = None
@@ -80,7 +76,7 @@ def start_slime_actors(
     with ExitStack() as stack:
         group = placement_group(placement.bundles, strategy="PACK")
         stack.callback(remove_placement_group, group)
-        wait_for(group.ready(), timeout_s, "Ray", f"for {placement.num_gpus} GPUs and {placement.total_cpus} CPU slots")
+        wait_for(group.ready(), start_s, "Ray", f"for {placement.num_gpus} GPUs and {placement.total_cpus} CPU slots")
         spawn = SlimeSpawn(config, placement, reward, args, group)
         ranks: list[Actor] = []
         registry = Actor("the registry", spawn.registry())
@@ -97,7 +93,7 @@ def start_slime_actors(
         handles = [engine.handle for engine in engines.actors]
         wait_for(registry.handle.set_engines.remote(handles, new_lock()), timeout_s, registry, "to take the engines")
         layout = start_ranks(spawn.rank, ranks, len(placement.rank_gpus), args, registry, timeout_s)
-        events = RayEvents(timeout_s)
+        events = RayEvents(timeout_s, config.judge.give_up_s)
         rollouts = RolloutPool(engines, config.rollout.tile_groups, events)
         sync = SlimeSync(ranks, engines, registry, timeout_s)
         sync.before_publish = rollouts.drain
@@ -126,7 +122,7 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
         num_trainer_gpus=len(placement.rank_gpus),
         num_engines=len(placement.engine_gpus),
         gpus_per_engine=placement.gpus_per_engine,
-        tensor_parallel=options.tensor_parallel,
+        tensor_parallel=config.trainer.tensor_parallel,
         has_transformer_engine=has_te,
         engine_memory=options.engine_memory or _engine_memory(config, len(placement.rank_gpus)),
         sglang_flags=flags if flags is not None else () if has_te else WITHOUT_FLASHINFER,
@@ -135,14 +131,8 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
 
 
 def _engine_memory(config: RunConfig, num_ranks: int) -> float:
-    """Share of a card for an engine: what a trainer's weights, gradients and optimizer leave, with room beside it."""
-    if not config.cluster.colocate:
-        return ALONE
-    shape = model_shape(_local_model(config.model.path))
-    taken = sum(trainer_bytes(shape, num_ranks, config.algorithm.kl_coef > 0).values())
-    taken += activation_bytes(shape, config.trainer.micro_batch_tokens)
-    share = OF_WHAT_IS_LEFT * (1 - taken / gpu_memory_bytes())
-    return round(min(MOST, max(LEAST, share)), 3)
+    """As `rlhaiku plan` has it, of the card that is really there."""
+    return engine_share(config, model_shape(_local_model(config.model.path)), num_ranks, gpu_memory_bytes())
 
 
 def _local_model(path: str) -> str:

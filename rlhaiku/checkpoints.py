@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from rlhaiku.errors import RunFailed
@@ -53,12 +54,11 @@ class CheckpointStore:
         with writing(partial):
             for stale in (partial, final):  # `final`: left by an attempt that a resume went back behind
                 shutil.rmtree(stale, ignore_errors=True)
-            partial.mkdir(parents=True)
-            _write(partial, write_trainer)
-            if self._ledger:
-                self._ledger.backup(partial / LEDGER_FILE)
-            (partial / STATE_FILE).write_text(json.dumps({"state": asdict(state), "files": _digests(partial)}))
-            flush_tree(partial)
+            try:
+                self._fill(partial, state, write_trainer)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would be in the next one's way
+                raise
             partial.rename(final)
             flush(self._root)
             for old in self.complete()[: -self._keep_last]:
@@ -68,6 +68,15 @@ class CheckpointStore:
         self._on_saved()
         return final
 
+    def _fill(self, partial: Path, state: RunState, write_trainer: Callable[[Path], None]) -> None:
+        """Makes the directory and everything in it, on the disk when this returns."""
+        partial.mkdir(parents=True)
+        _write(partial, write_trainer)
+        if self._ledger:
+            self._ledger.backup(partial / LEDGER_FILE)
+        (partial / STATE_FILE).write_text(json.dumps({"state": asdict(state), "files": _digests(partial)}))
+        flush_tree(partial)
+
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent for path in self._root.glob(f"step-*/{STATE_FILE}"))
@@ -75,14 +84,15 @@ class CheckpointStore:
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
 
-        What is unusable is renamed, so that it is neither resumed from nor counted as kept.
+        What is unusable is renamed, so that it is neither resumed from nor counted as kept. Raises OutputFailed.
         """
         problems: list[str] = []
         for path in reversed(self.complete()):
             problem = _problem(path)
             if not problem:
                 return path, problems
-            path.rename(path.with_name(f"unusable-{path.name}"))
+            with writing(path):
+                path.rename(_aside(path))
             problems.append(f"{path}: {problem}")
         return None, problems
 
@@ -111,13 +121,25 @@ def _digests(directory: Path) -> dict[str, str]:
     return digests
 
 
+def _aside(checkpoint: Path) -> Path:
+    """A free name for what is unusable; the same step may have been damaged before."""
+    first = aside = checkpoint.with_name(f"unusable-{checkpoint.name}")
+    for number in count(2):
+        if not aside.exists():
+            break
+        aside = first.with_name(f"{first.name}.{number}")
+    return aside
+
+
 def _problem(checkpoint: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
         written: dict[str, str] = json.loads((checkpoint / STATE_FILE).read_text())["files"]
         read_state(checkpoint)
+        found = _digests(checkpoint)
     except (ValueError, KeyError, TypeError):
         return f"{STATE_FILE} is unreadable"
-    found = _digests(checkpoint)
+    except OSError as error:  # a bad sector is damage like any other
+        return f"{error.filename or checkpoint}: {error.strerror}"
     changed = sorted(name for name, digest in written.items() if found.get(name) != digest)
     return f"{changed[0]} is missing or was changed after it was written" if changed else ""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhaiku.errors import BadInput
+from rlhaiku.files import write_whole
 
 BUNDLED = "bundled"
 """As a path: the model or data set shipped in `rlhaiku/assets`."""
@@ -56,6 +57,8 @@ class RolloutConfig(Section):
     """Completions per prompt (G)."""
     tile_groups: int = Field(default=8, ge=1)
     """Whole groups an engine decodes together; one call carries one tile."""
+    gpus_per_engine: int = Field(default=1, ge=1)
+    """GPUs that an SGLang engine is cut over."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
@@ -75,12 +78,14 @@ class RewardConfig(Section):
     """Reward functions and their weights: `haiku`, or `package.module:name` of your own."""
     mode: Literal["default", "seed"] = "default"
     """How `haiku` scores structure: the hardened scorer, or the tutorial's with all its quirks."""
-    topic_weight: float = Field(default=0.0, ge=0)
-    """Added by `haiku` when the poem mentions its topic."""
+    topic_weight: float = Field(default=0.0, ge=0, lt=0.125)
+    """Share of its structure that a poem loses with `haiku` if its lines do not name the topic."""
     dictionary: Literal["bundled", "nltk"] = "bundled"
     """Where syllables are looked up; `nltk` needs nltk and its cmudict corpus installed."""
     gate: Literal["perfect", "soft", "off"] = "perfect"
     """Which poems the judge sees: those that earn 1, all by the square of what they earn, or all."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time for one poem in a function of your own; a poem that takes longer is unscored."""
 
 
 class JudgeConfig(Section):
@@ -96,10 +101,16 @@ class JudgeConfig(Section):
     """Most requests at once, for each reward worker."""
     requests_per_s: float = Field(default=0.0, ge=0)
     """Token bucket for each reward worker; 0 is no limit."""
+    max_tries: int = Field(default=12, ge=6)
+    """Failures of one request while the judge answers others, before its poems become unscored."""
+    max_asks: int = Field(default=3, ge=1)
+    """Times a poem is put to the judge when its answers cannot be read."""
     give_up_s: float = Field(default=600.0, gt=0)
     """An outage must last this long before its poems become unscored."""
     cache: bool = True
     """Keep judgements in `judge.sqlite` of the run directory, shared by the workers."""
+    usd_per_million: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    """Price of a million prompt tokens, and of a million completion tokens; for the metric `judge/cost_usd`."""
 
 
 class AlgorithmConfig(Section):
@@ -113,6 +124,8 @@ class AlgorithmConfig(Section):
     """Importance ratios below 1 - clip_low stop counting."""
     clip_high: float = Field(default=0.28, gt=0)
     """Importance ratios above 1 + clip_high stop counting."""
+    max_importance_ratio: float = Field(default=0.0, ge=0)
+    """A token's gradient is weighed with its importance ratio, but with no more than this; 0 sets no bound."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term; the reference model is loaded only if this is above 0."""
     loss_aggregation: Literal["token", "sequence"] = "token"
@@ -148,6 +161,8 @@ class TrainerConfig(Section):
     """Most tokens forwarded at once, padding included; bounds memory, changes no result beyond rounding."""
     shared_prompt: bool = True
     """Forward a group's prompt once for all its completions."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share one copy of the Megatron trainer."""
     recompute: bool = False
     """Keep no activations inside a layer and make them again in the backward pass: less memory, a third more work."""
 
@@ -213,7 +228,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        rollout, trainer = self.rollout, self.trainer
+        rollout, trainer, algorithm = self.rollout, self.trainer, self.algorithm
+        clipped_at = 1 + algorithm.clip_high
+        if 0 < algorithm.max_importance_ratio <= clipped_at:
+            raise ValueError(
+                f"algorithm.max_importance_ratio must be 0, or above 1 + algorithm.clip_high ({clipped_at:g})"
+                f"; got {algorithm.max_importance_ratio:g}. Below, the clip bounds the ratio already; 2 is usual."
+            )
         if rollout.groups_per_step % trainer.optimizer_steps:
             raise ValueError(
                 f"trainer.optimizer_steps must divide rollout.groups_per_step ({rollout.groups_per_step})"
@@ -262,20 +283,31 @@ def config_from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Reads a `config.toml` that `write_config` wrote; raises BadInput if there is none."""
+    """Reads a `config.toml` that `write_config` wrote; raises BadInput if there is none, or only a part of one."""
     if not path.is_file():
         raise BadInput("a run directory holds a config.toml", str(path), "Check the name of the directory.")
-    return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    rule, remedy = "a run's config.toml must be whole", "Bring it back: defaults in its place would be another run."
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no TOML, or no text
+        raise BadInput(rule, f"{path}: {error}", remedy) from None
+    if lacking := RunConfig.model_fields.keys() - tree.keys():
+        raise BadInput(rule, f"{path} without {', '.join(sorted(lacking))}", remedy)
+    try:
+        return config_from_dict(tree)
+    except BadInput as error:
+        rule = f"settings of an earlier version must still be known; in {path}, {error.rule}"
+        raise BadInput(rule, error.value, f"Edit it there. {error.remedy}") from None
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Writes every setting, defaults included, as TOML."""
+    """Writes every setting, defaults included, as TOML; raises OutputFailed."""
     tree = config.model_dump()
     lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for name, section in tree.items():
         if isinstance(section, dict):
             lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
 def field_names() -> list[str]:
@@ -304,6 +336,7 @@ def fingerprint(config: RunConfig) -> str:
     """SHA-256 of the settings that decide the weights: equal for runs that differ in where and how watched they are."""
     tree = config.model_dump(exclude={
         "evaluation": True, "cluster": True, "output": True, "rollout": {"num_engines"}, "reward": {"num_workers"},
+        "judge": {"usd_per_million"},
     })
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

@@ -14,10 +14,27 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputFailed(
-            f"the run directory must take what the run writes; {error.filename or path}: {error.strerror}. The last "
-            "checkpoint is intact: make room or bring the directory back, then go on with --resume."
-        ) from error
+        raise refused(Path(error.filename or path), error.strerror) from error
+
+
+def refused(path: Path, reason: str | None) -> OutputFailed:
+    """What to raise when the file system refuses something, and what to do about it."""
+    return OutputFailed(
+        f"the run directory must take what the run writes; {path}: {reason}. The last checkpoint is intact: make room "
+        "or bring the directory back, then go on with --resume."
+    )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Gives a file this content or leaves it as it was, whatever happens meanwhile; raises OutputFailed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        if path.exists() and path.read_bytes() == data:
+            return
+        partial.write_bytes(data)
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:

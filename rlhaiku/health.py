@@ -1,12 +1,27 @@
 """What is wrong with a step, in words: signs that a run learns less than it could, and what to change."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from rlhaiku.checkpoints import RunState
+from rlhaiku.metrics import Reporter, StepReport
+from rlhaiku.types import ScoredGroup
 
 FLAT_SHARE = 0.5
 TRUNCATED_SHARE = 0.25
 LOGPROB_GAP = 0.02
 """Mean |trainer - rollout| per token: what bf16 engines may differ by; more is another model or temperature."""
+STALE_GAP = 0.1
+"""The same where completions are older than the weights they train: the policy's own steps are in it, too."""
+GROWTH = 2.0
+"""Over the run's own first steps."""
+FIRST_STEPS, FEWEST_STEPS = 10, 5
+"""Whose median growth is measured against, and how many of them must be there."""
+ROUNDING = 1e-4
+"""Below this a gap is rounding, and its doubling says nothing: engines in fp32 differ by some 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +51,54 @@ def advise(row: Mapping[str, float]) -> dict[str, Advice]:
             f"{count:.0f} completions could not be scored and left their groups",
             "samples.jsonl has the reasons; a judge needs LLM_JUDGE_URL to answer, a reward function must not raise",
         )
-    if (gap := row["train/logprob_gap"]) > LOGPROB_GAP:
+    is_fresh = row["rollout/staleness_mean"] == 0
+    if (gap := row["train/logprob_gap"]) > (LOGPROB_GAP if is_fresh else STALE_GAP):
         found["gap"] = Advice(
             f"trainer and engine disagree by {gap:.3f} per token about what was sampled",
-            "they should hold the same weights and temperature: check the engine's precision and its weight version",
+            "they should hold the same weights and temperature: check the engine's precision and its weight version"
+            if is_fresh
+            else "the policy moves too far in a step: a smaller trainer.lr or algorithm.max_importance_ratio=2 helps",
+        )
+    elif row.get("alarm/logprob_gap"):
+        found["gap"] = Advice(
+            f"trainer and engine disagree by {gap:.4f} per token about what was sampled, "
+            f"more than {GROWTH:g} times what the run's first steps had",
+            "they have drifted apart: compare both with a fresh engine on the newest checkpoint",
         )
     return found
+
+
+class GapAlarm:
+    """The Reporter that passes everything on, with `alarm/logprob_gap` added: a gap that grows is one going wrong."""
+
+    def __init__(self, metrics_file: Path, reporters: Sequence[Reporter]) -> None:
+        """`metrics_file`: what the run wrote before, cut to where it goes on."""
+        rows = metrics_file.read_text().splitlines() if metrics_file.exists() else []
+        self._first = [float(json.loads(row)["train/logprob_gap"]) for row in rows[:FIRST_STEPS]]
+        self._reporters = reporters
+
+    def step(self, report: StepReport) -> None:
+        """Tells whether the step's gap is too large, or has grown."""
+        gap = report.stats.logprob_gap
+        is_wrong = gap > LOGPROB_GAP or has_grown(gap, self._first) if _is_fresh(report) else gap > STALE_GAP
+        alarms = {"alarm/logprob_gap": float(is_wrong)}
+        if len(self._first) < FIRST_STEPS:
+            self._first.append(gap)
+        for reporter in self._reporters:
+            reporter.step(replace(report, alarms={**report.alarms, **alarms}))
+
+    def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
+        """Passed on as it is."""
+        for reporter in self._reporters:
+            reporter.evaluation(state, groups)
+
+
+def _is_fresh(report: StepReport) -> bool:
+    """Whether all completions were drawn with the weights that they train."""
+    before = report.state.weight_version - 1
+    return all(c.weight_version == before for scored in report.groups for c in scored.group.completions)
+
+
+def has_grown(gap: float, first: Sequence[float]) -> bool:
+    """Whether a step's gap is more than `GROWTH` times the median of those of the run's first steps."""
+    return len(first) >= FEWEST_STEPS and gap > max(GROWTH * median(first), ROUNDING)

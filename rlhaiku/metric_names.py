@@ -1,11 +1,12 @@
 """The one table of metric names: what `metrics.jsonl`, TensorBoard, W&B and the report call a number, and what it is.
 
+`metrics.jsonl` has one row a train step; the `eval/` numbers are in `eval/step-NNNNNN.json`, and in the other two.
 Names are `part/quantity_unit`. A name that ends in `*` stands for a family: which members there are depends on the
 reward and on the judge.
 """
 
 METRICS: dict[str, str] = {
-    "step": "Train steps done; rows of an evaluation carry the step after which it was made.",
+    "step": "Train steps done; an evaluation carries the step after which it was made.",
     "weight_version": "Weight syncs so far: the version the engines hold after the step.",
     "reward/mean": "Mean total reward over the step's scored completions.",
     "reward/std": "Standard deviation of the total reward over the step's scored completions.",
@@ -22,12 +23,14 @@ METRICS: dict[str, str] = {
     "train/grad_norm": "Global gradient norm before clipping.",
     "train/lr": "Learning rate.",
     "train/clip_fraction": "Share of tokens whose importance ratio was clipped.",
+    "train/truncated_fraction": "Share of tokens whose importance ratio was above algorithm.max_importance_ratio.",
     "train/logprob_gap": "Mean |trainer - engine| log-probability, nats: both should agree.",
+    "alarm/logprob_gap": "1 if the gap is too large, or has grown beyond what the run's first steps had; else 0.",
     "train/kl": "Divergence from the reference model, nats per token; 0 without one.",
     "train/num_loss_tokens": "Completion tokens trained on.",
     "train/num_forward_tokens": "Tokens forwarded by the trainer, prompts once per group.",
     "sync/num_bytes": "Weights moved to each engine.",
-    "judge/*": "What the judge client counted since the run began, e.g. `judge/requests`.",
+    "judge/*": "What judge clients counted, e.g. `judge/requests`; from 0 again after a resume or a worker's death.",
     "time/rollout_s": "Seconds the step waited for its groups to be drawn and scored.",
     "time/train_s": "Seconds of the train step.",
     "time/sync_s": "Seconds until every engine confirmed the new weights.",

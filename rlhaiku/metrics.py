@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any, Protocol
@@ -13,9 +13,10 @@ from rlhaiku.advantages import is_zero_variance
 from rlhaiku.batching import BatchResult
 from rlhaiku.checkpoints import RunState
 from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
-from rlhaiku.files import writing
+from rlhaiku.files import write_whole, writing
 from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
 
+METRICS_FILE = "metrics.jsonl"
 EVAL_SCORES = ("structure_mean", "strict_575", "topic_mention", "distinct_2")
 """What is reported of every evaluation, whatever the reward is; see `EvalSummary`."""
 
@@ -36,6 +37,8 @@ class StepReport:
     """Wall time by phase: `rollout` (generation and scoring), `train`, `sync`."""
     rewards: Mapping[str, float]
     """What the scoring itself counted since the run began, e.g. of the judge."""
+    alarms: Mapping[str, float] = field(default_factory=dict)
+    """Signs that only the run's history shows, by metric name; see `health.GapAlarm`."""
 
 
 class Reporter(Protocol):
@@ -71,6 +74,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         **{f"train/{key}": value for key, value in asdict(report.stats).items() if key != "step"},
         "sync/num_bytes": report.sync.num_bytes,
         **report.rewards,
+        **report.alarms,
         **{f"time/{phase}_s": seconds for phase, seconds in report.seconds.items()},
     }
 
@@ -97,12 +101,12 @@ class RunFiles:
         """A resumed run forgets the rows after `resumed_step`: those steps are made again."""
         self._directory = directory
         self._samples_interval = samples_interval
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in (METRICS_FILE, "samples.jsonl"):
             _keep_rows(directory / name, resumed_step)
 
     def step(self, report: StepReport) -> None:
         """Appends the step's metrics, and now and then its poems."""
-        _append(self._directory / "metrics.jsonl", [step_metrics(report)])
+        _append(self._directory / METRICS_FILE, [step_metrics(report)])
         if report.state.step % self._samples_interval == 0:
             rows = sample_rows(report.state.step, report.groups, report.made.batch)
             _append(self._directory / "samples.jsonl", rows)
@@ -113,7 +117,7 @@ class RunFiles:
         content = {"summary": summarize(answers_of(groups)).to_dict(), "samples": list(sample_rows(state.step, groups))}
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=1))
+            _write(path, content)
 
     def compare(self, last_step: int) -> Comparison:
         """The evaluation after `last_step` against the one before the first; also writes `eval/summary.json`."""
@@ -121,7 +125,7 @@ class RunFiles:
         comparison = compare(base, trained)
         path = self._directory / "eval" / "summary.json"
         with writing(path):
-            path.write_text(json.dumps(comparison.to_dict(), indent=1))
+            _write(path, comparison.to_dict())
         return comparison
 
     def _evaluation_file(self, step: int) -> Path:
@@ -191,6 +195,13 @@ def _read_answers(path: Path) -> list[Answer]:
     return [Answer(row["prompt_id"], row["topic"], row["text"]) for row in rows]
 
 
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """All of it or nothing: somebody may be reading, and a crash may come."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
+
+
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with writing(path), path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -201,13 +212,13 @@ def _keep_rows(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    with writing(path):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            is_kept = json.loads(line)["step"] <= last_step
+        except (ValueError, KeyError, TypeError):  # cut off, or what a power cut left of it
             break
-        if row["step"] <= last_step:
-            kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+        if is_kept:
+            kept.append(line + b"\n")
+    write_whole(path, b"".join(kept))

@@ -71,6 +71,20 @@ def pack_groups(groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bo
         start = end
 
 
+def split_groups(groups: Sequence[TrainGroup], num_shares: int) -> list[list[TrainGroup]]:
+    """Shares of about equally many tokens, each in the order of `groups`; some are empty where groups are few."""
+    loads, owners = [0] * num_shares, dict.fromkeys(range(len(groups)), 0)
+    for place in sorted(owners, key=lambda place: -group_tokens(groups[place])):
+        owners[place] = loads.index(min(loads))
+        loads[owners[place]] += group_tokens(groups[place])
+    return [[groups[place] for place, owner in owners.items() if owner == share] for share in range(num_shares)]
+
+
+def group_tokens(group: TrainGroup) -> int:
+    """Tokens of a group's row: its prompt once, and every completion."""
+    return _row_length((group, group.samples))
+
+
 def _rows(group: TrainGroup, shared_prompt: bool) -> list[tuple[TrainGroup, Sequence[TrainSample]]]:
     if shared_prompt:
         return [(group, group.samples)]

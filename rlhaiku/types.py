@@ -198,6 +198,8 @@ class TrainStats:
     num_loss_tokens: int
     num_forward_tokens: int
     """Tokens forwarded, prompts counted once per group, padding not counted."""
+    truncated_fraction: float = 0.0
+    """Share of loss tokens whose importance ratio was above `algorithm.max_importance_ratio`; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True)

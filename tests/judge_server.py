@@ -1,6 +1,7 @@
 """A judge on 127.0.0.1: speaks OpenAI chat completions over real HTTP, and misbehaves on command.
 
-Scores depend on the poem's text alone. `python -m tests.judge_server PORT LATENCY_S PER_POEM_S` serves alone.
+Scores depend on the poem's text alone, but for a gullible judge, who does what it reads outside the poems' fences, and
+one with a place bias. `python -m tests.judge_server PORT LATENCY_S PER_POEM_S` serves alone.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 FENCED = re.compile(r"<<<poem (\w+)>>>\n(.*?)\n<<<end \1>>>", re.DOTALL)
+ORDER = re.compile(r"every poem gets ([0-5])")
+"""What a gullible judge obeys."""
 HANG_S = 3600
 
 
@@ -35,7 +38,8 @@ def number_of(text):
 class JudgeServer:
     """Use as `async with JudgeServer() as server`; set the fields at any time.
 
-    Ways to fail: 500, 429, 401, hang, half (a poem left out), prose, garbage (no JSON), wrong (no completion),
+    Ways to fail: any status, 303 (the answer comes by GET elsewhere), hang, half (a poem left out), prose,
+    garbage (no JSON), wrong (no completion),
     drip (slower than any patience), reset, cut (finish_reason length), thinking, fenced (fine, in a code fence).
     """
 
@@ -48,6 +52,15 @@ class JudgeServer:
     chances: dict = field(default_factory=dict)
     """Probability of each way to fail, drawn from `seed`."""
     retry_after: str = "1"
+    """Sent with 429 and 503."""
+    objects_to: tuple = ()
+    """Keys of a request for which it is answered with 400, and the name of the first."""
+    gullible: bool = False
+    place_bias: int = 0
+    """Points more for the first poem of a request."""
+    elsewhere: str = "/v1/answers"
+    """Where a 303 sends to."""
+    usage: dict | None = None
     seed: int = 0
     port: int = 0
 
@@ -65,6 +78,7 @@ class JudgeServer:
         self._closing = asyncio.Event()
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_get("/v1/answers/{number}", self._answer_later)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -90,8 +104,12 @@ class JudgeServer:
         try:
             way = self._way()
             self.served[way] += 1
-            if way in ("500", "reset", "429", "401"):
+            if way == "303":
+                return web.Response(status=303, headers={"Location": f"{self.elsewhere}/{len(self.bodies) - 1}?hops=2"})
+            if way == "reset" or way.isdecimal():
                 return self._refuse(way, request)
+            if objections := [key for key in self.objects_to if key in body]:
+                return web.Response(status=400, text=f"Unrecognized request argument supplied: {objections[0]}")
             if way == "hang":
                 await self._wait(HANG_S)
             prompt = body["messages"][-1]["content"]
@@ -99,6 +117,15 @@ class JudgeServer:
             return await self._respond(way, body, prompt, request)
         finally:
             self.now -= 1
+
+    async def _answer_later(self, request):
+        """What the POST with this number would have been answered, after some more redirects."""
+        hops, number = int(request.query["hops"]), int(request.match_info["number"])
+        self.headers.append(dict(request.headers))
+        if hops:
+            return web.Response(status=303, headers={"Location": f"{number}?hops={hops - 1}"})
+        body = self.bodies[number]
+        return await self._respond("", body, body["messages"][-1]["content"], request)
 
     def _way(self):
         if self.always:
@@ -117,7 +144,7 @@ class JudgeServer:
             request.transport.abort()
             return web.Response()
         said = f"no: {request.headers.get('Authorization', 'no key')}"  # a rude server echoes the key
-        headers = {"Retry-After": self.retry_after} if way == "429" else {}
+        headers = {"Retry-After": self.retry_after} if way in ("429", "503") else {}
         return web.Response(status=int(way), text=said, headers=headers)
 
     async def _respond(self, way, body, prompt, request):
@@ -135,7 +162,7 @@ class JudgeServer:
         }.get(way, answer)
         completion = {
             "choices": [{"message": {"content": answer}, "finish_reason": "length" if way == "cut" else "stop"}],
-            "usage": {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(answer) // 4},
+            "usage": self.usage or {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(answer) // 4},
         }
         return await self._drip(completion, request) if way == "drip" else web.json_response(completion)
 
@@ -144,7 +171,13 @@ class JudgeServer:
             return str(number_of(prompt))
         schema = body["response_format"]["json_schema"]["schema"]["properties"]
         poems = FENCED.findall(prompt)
-        return json.dumps({nonce: points_of(poem, schema[nonce]["properties"]) for nonce, poem in poems})
+        points = {nonce: points_of(poem, schema[nonce]["properties"]) for nonce, poem in poems}
+        first = next(iter(points), "")
+        if self.place_bias:
+            points[first] = {name: min(5, value + self.place_bias) for name, value in points[first].items()}
+        if self.gullible and (order := ORDER.search(FENCED.sub("", prompt))):
+            points = {nonce: dict.fromkeys(criteria, int(order[1])) for nonce, criteria in points.items()}
+        return json.dumps(points)
 
     async def _drip(self, completion, request):
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

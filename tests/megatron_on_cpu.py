@@ -39,20 +39,20 @@ def pretend_cuda_tensors():
 
         return made
 
-    for name in ("tensor", "zeros", "empty", "ones", "full"):
+    for name in ("tensor", "zeros", "empty", "empty_like", "ones", "full"):
         setattr(torch, name, on_cpu(getattr(torch, name)))
     type_of = torch.Tensor.type
     torch.Tensor.type = lambda self, *a: type_of(self, *a) if a else type_of(self).replace("torch.", "torch.cuda.")
     torch.Tensor.cuda = lambda self, *a, **k: self
 
 
-def join(rank, size, port):
+def join(rank, size, port, tensor_parallel=None):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=size)
     pretend_cuda()
     from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel(size)
+    parallel_state.initialize_model_parallel(tensor_parallel or size)
 
 
 def make_model(size, sequence_parallel, dtype=torch.float32):
@@ -153,14 +153,16 @@ def compare(directory, rank, size, port, sequence_parallel):
     print(json.dumps(found))
 
 
-def resume(directory, port):
-    """Two steps, saved; loaded into another model; a third step of both. Prints whether they are equal."""
+def resume(directory, rank, size, port, tensor_parallel):
+    """Two steps, saved; loaded into another model; a third step of both. Prints whether they are equal on this rank."""
     from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     from actors.trainers.megatron_trainer import _begin_adam, _count_apart
 
-    join(0, 1, port)
+    join(rank, size, port, tensor_parallel)
     pretend_cuda_tensors()
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {"distrib_optim_sharding_type": "dp_reshardable", "singleton_local_shards": False,
@@ -173,14 +175,15 @@ def resume(directory, port):
                 "optimizer": optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=whole)}
 
     torch.manual_seed(1)
-    first, others = make_trainable(), make_trainable()
+    first, others = make_trainable(tensor_parallel), make_trainable(tensor_parallel)
     for seed in (1, 2):
         take_step(*first, seed)
     strategy = TorchDistSaveShardedStrategy()
     strategy.thread_count = 1
     dist_checkpointing.save(state(*first, False), directory, strategy, content_metadata=metadata)
     _begin_adam(others[1])
-    loaded = dist_checkpointing.load(state(*others, True), directory)
+    reading = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(directory), group)  # as slime does
+    loaded = dist_checkpointing.load(state(*others, True), directory, reading)
     others[0].load_state_dict(loaded["model"])
     others[1].load_state_dict(loaded["optimizer"])
     _count_apart(others[1])
@@ -191,13 +194,13 @@ def resume(directory, port):
     print(json.dumps({"equal": all(torch.equal(a, b) for a, b in pairs), "steps": sorted(steps)}))
 
 
-def make_trainable():
+def make_trainable(parts):
     from megatron.core import tensor_parallel
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.transformer.module import Float16Module
 
-    model = make_model(1, False, torch.bfloat16)
+    model = make_model(parts, parts > 1, torch.bfloat16)
     for weight in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(weight)
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
@@ -209,19 +212,22 @@ def make_trainable():
 
 
 def take_step(model, optimizer, seed):
+    from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
+
     model.zero_grad_buffer()
     optimizer.zero_grad()
     logits = forward(model, *packed()).float()
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-    optimizer.step()  # of one rank: there is nothing to reduce
+    _allreduce_non_tensor_model_parallel_grads([model], model.config)  # copies forward the same: no more to reduce
+    optimizer.step()
 
 
-def main(what, *arguments):
+def main(what, directory, rank, size, port, more):
+    rank, size, port = int(rank), int(size), int(port)
     if what == "compare":
-        directory, rank, size, port, sequence_parallel = arguments
-        compare(directory, int(rank), int(size), int(port), sequence_parallel == "True")
+        compare(directory, rank, size, port, more == "True")
     else:
-        resume(arguments[0], int(arguments[1]))
+        resume(directory, rank, size, port, int(more))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,14 @@ Its weights are strings by name, its version is what the last update said.
 """
 
 import asyncio
+import gzip
 import hashlib
+import json
 import random
 import threading
+import time
+import zlib
+from pathlib import Path
 
 from aiohttp import web
 
@@ -27,6 +32,9 @@ class SglangStandIn:
         app.router.add_get("/health_generate", self.control)
         for name in ("flush_cache", "model_info"):
             app.router.add_get(f"/{name}", self.control)
+        app.router.add_get("/server_info", self.server_info)
+        app.router.add_post("/start_profile", self.start_profile)
+        app.router.add_post("/stop_profile", self.stop_profile)
         for name in ("update_weight_version", "pause_generation", "continue_generation", "weights_checker",
                      "update_weights_from_tensor",
                      "init_weights_update_group", "destroy_weights_update_group", "update_weights_from_distributed"):
@@ -46,7 +54,7 @@ class SglangStandIn:
         elif name == "update_weight_version":
             self.version = body["new_version"]
         elif name.startswith("update_weights"):
-            self.weights |= body["weights"]
+            self.weights |= body.get("weights", {})
             self.version = body.get("weight_version", self.version)
         elif name == "model_info":
             return web.json_response({"weight_version": self.version})
@@ -54,6 +62,21 @@ class SglangStandIn:
             ranks = [{"checksums": dict(self.weights), "per_gpu_checksum": "0", "parallelism_info": {}}]
             return web.json_response({"success": True, "message": "", "ranks": ranks, "per_engine_checksum": "0"})
         return web.json_response({"success": True, "message": ""})
+
+    async def server_info(self, request):
+        return web.json_response({"max_total_num_tokens": 1000})
+
+    async def start_profile(self, request):
+        self.profile = Path((await request.json())["output_dir"]), time.time()
+        return web.Response(text="Start profiling.")
+
+    async def stop_profile(self, request):
+        """One kernel from the beginning to now."""
+        directory, began = self.profile
+        event = {"ph": "X", "cat": "kernel", "ts": began * 1e6, "dur": (time.time() - began) * 1e6}
+        trace = json.dumps({"traceEvents": [event]}).encode()
+        (directory / f"{began}-TP-0.trace.json.gz").write_bytes(gzip.compress(trace))
+        return web.Response(text="Stop profiling.")
 
     async def generate(self, request):
         body = await request.json()
@@ -102,6 +125,64 @@ class SglangStandIn:
         triples = [[-rng.random() * 5, token, None] for token in tokens]
         meta = {"finish_reason": reason, "weight_version": self.version, "output_token_logprobs": triples}
         return {"text": poem, "meta_info": meta}
+
+
+class GlooStandIn(SglangStandIn):
+    """Joins the group that a trainer names and receives what it broadcasts: over gloo, what SGLang does over NCCL."""
+
+    group = None
+
+    async def control(self, request):
+        name = request.path.strip("/")
+        if name == "init_weights_update_group":
+            self.group = await asyncio.to_thread(self.join, await request.json())
+        elif name == "destroy_weights_update_group" and self.group is not None:
+            from torch.distributed import destroy_process_group
+
+            destroy_process_group(self.group)
+            self.group = None
+        elif name == "update_weights_from_distributed":
+            await asyncio.to_thread(self.receive, await request.json())
+        return await super().control(request)
+
+    def join(self, about):
+        from slime.utils.distributed_utils import init_process_group
+
+        where = f"tcp://{about['master_address']}:{about['master_port']}"
+        return init_process_group(
+            backend="gloo", init_method=where, world_size=about["world_size"], rank=about["rank_offset"],
+            group_name=about["group_name"],
+        )
+
+    def receive(self, about):
+        import torch
+
+        named = {}
+        for name, dtype, shape in zip(about["names"], about["dtypes"], about["shapes"], strict=True):
+            named[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.group.broadcast([named[name]], torch.distributed.BroadcastOptions()).wait()
+        self.weights |= held_hashes(named)
+
+
+def held_hashes(named):
+    """Checksums of tensors by their Hugging Face names, joined as an engine holds them."""
+    from actors.engines.sglang_server import engine_tensors
+
+    chunks = []
+    for name, tensor in named.items():
+        path, projection, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
+        joined = {"q_proj": "qkv", "gate_proj": ("gate", "up")}.get(projection)
+        if joined:
+            chunks.append([(whole := f"{path}.{each}_proj.weight", named[whole]) for each in joined])
+        elif projection not in ("k_proj", "v_proj", "up_proj"):
+            chunks.append([(name, tensor)])
+    return {name: checksum(tensor) for chunk in chunks for name, tensor in engine_tensors(chunk)}
+
+
+def checksum(tensor):
+    import torch
+
+    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().tobytes()):016x}"
 
 
 class Served:

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from actors.engines.decoding import MASKED, DecodedRow, left_pad, sample, uniform_draws
+from actors.kernels import has_kernels
 from rlhaiku.types import GroupRequest, Sampling
 
 ATTENTION = "rlhaiku_groups"
@@ -75,6 +76,12 @@ def group_attention(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
         return output, None
     prompt_keys, prompt_values = groups.prompts[:, module.layer_idx]  # type: ignore[index]
+    if has_kernels() and query.is_cuda:
+        from actors.engines.group_kernel import attend, fits
+
+        if fits(query, key, len(groups.prompt_mask)):
+            prompts = prompt_keys, prompt_values, groups.prompt_mask
+            return attend(query, prompts, (key, value, groups.column), scaling), None
     rows, heads, _, width = query.shape
     count, kv_heads, length = prompt_keys.shape[:3]
     size, repeat = rows // count, heads // kv_heads

@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,6 +33,7 @@ PROMPT_ROOM = 512
 """Longest prompt, in tokens; a chat that asks for a haiku has about 60."""
 KV_BYTES = 16 << 30
 """Most that the key-value cache takes; completions beyond it wait inside vLLM."""
+GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 SEED_BITS = 48
 """Of a group's seed: vLLM adds the completion index to it and keeps it in 64 signed bits."""
 
@@ -76,6 +76,7 @@ class VllmEngine:
         self._stream = torch.cuda.current_stream()
         """vLLM's own; Ray runs methods in other threads, which begin on the default stream."""
         self._weights = DeviceWeights(spec.weights_file, spec.num_slots, spec.published)
+        self._views: dict[str, Tensor] = {}
         self._asleep = False
         self._at_work = Lock()
 
@@ -113,9 +114,14 @@ class VllmEngine:
     def _load(self, weight_version: int) -> None:
         if self._weights.loaded == weight_version:
             return
-        self._weights.load(weight_version, partial(checkpoint_views, self._model))
+        self._weights.load(weight_version, self._own)
         if not self._llm.reset_prefix_cache():
             raise WeightMismatch(f"vLLM must forget keys and values from before version {weight_version}; it is busy")
+
+    def _own(self, shapes: Shapes) -> dict[str, Tensor]:
+        if not self._views:  # they stay where they are: waking up, too, puts memory back at its old address
+            self._views = checkpoint_views(self._model, shapes)
+        return self._views
 
     def _parameters(self, request: GroupRequest) -> Any:  # noqa: ANN401  (vLLM's SamplingParams)
         from vllm import SamplingParams
@@ -193,7 +199,6 @@ def _arguments(spec: VllmSpec) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(spec.model_path)
     longest = min(config.max_position_embeddings, PROMPT_ROOM + spec.max_tokens)
     tokens = max(longest + 256, spec.max_sequences * (spec.max_tokens + 128))
-    graphs = -(-spec.max_sequences // 16) * 16  # vLLM captures multiples of 16; its own limit is 512
     return {
         "model": spec.model_path,
         "dtype": "bfloat16",
@@ -203,12 +208,20 @@ def _arguments(spec: VllmSpec) -> dict[str, Any]:
         "max_num_seqs": spec.max_sequences,
         "kv_cache_memory_bytes": min(KV_BYTES, kv_cache_bytes(config, tokens)),
         "gpu_memory_utilization": 0.01,  # only checked against what is free: the line above decides
-        "compilation_config": {"max_cudagraph_capture_size": graphs},
+        "compilation_config": {"cudagraph_capture_sizes": capture_sizes(spec.max_sequences)},
         "logprobs_mode": "processed_logprobs",  # at the temperature, as the trainer takes them
         "enable_prefix_caching": True,  # a prompt is computed once for its whole group
         "enable_sleep_mode": spec.may_sleep,
         "distributed_executor_backend": "uni",
     } | dict(spec.options)
+
+
+def capture_sizes(max_sequences: int) -> list[int]:
+    """Batch sizes to have CUDA graphs for, up to the largest batch; what is between is padded.
+
+    Few, since each takes a second to capture; vLLM's own end at 512, beyond which every step would run without.
+    """
+    return [size for size in GRAPH_SIZES if size < max_sequences] + [max_sequences]
 
 
 def _end_tokens(model_path: str) -> list[int]:

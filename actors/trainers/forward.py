@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from actors.kernels import has_kernels
 from rlhaiku.packing import PAD_SEGMENT, PROMPT_SEGMENT, Pack
 
 LOGITS_BYTES = 1 << 30
 """Most fp32 logits at once: 151,936 tokens of vocabulary at 9,000 positions would be 5.5 GB, some of it thrice."""
+KERNEL_LOGITS_BYTES = 2 << 30
+"""Most bf16 logits at once where a kernel reads them: there is one copy, and one of their gradient."""
 
 
 def pack_logprobs(model: PreTrainedModel, pack: Pack, temperature: float) -> Tensor:
@@ -41,14 +44,18 @@ def attention_allowed(segment_ids: Tensor) -> Tensor:
 
 
 def chosen_logprobs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, max_bytes: int = LOGITS_BYTES
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, max_bytes: int | None = None
 ) -> Tensor:
     """[N] log-softmax of `head(hidden)` at `targets`; hidden [N, H], targets [N].
 
-    Where the logits would need more than `max_bytes`, they are made chunk by chunk, and again in the backward pass.
+    Where the logits would need more than `max_bytes`, by default `LOGITS_BYTES`, or `KERNEL_LOGITS_BYTES` with a
+    kernel, they are made chunk by chunk, and again in the backward pass.
     """
     vocabulary: int = head.get_parameter("weight").shape[0]
-    rows = max(1, max_bytes // (4 * vocabulary))
+    if has_kernels():
+        rows = max(1, (max_bytes or KERNEL_LOGITS_BYTES) // (hidden.element_size() * vocabulary))
+    else:
+        rows = max(1, (max_bytes or LOGITS_BYTES) // (4 * vocabulary))
     if len(hidden) <= rows:
         return _chosen(head, hidden, targets, temperature)
     chunks = [
@@ -59,6 +66,13 @@ def chosen_logprobs(
 
 
 def _chosen(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = head(hidden).float() / temperature
+    if has_kernels() and hidden.is_cuda:
+        from actors.trainers.logprob_kernel import ChosenLogprobs
+
+        result: Tensor = ChosenLogprobs.apply(head(hidden), targets, temperature)  # type: ignore[no-untyped-call]
+        return result
+    logits = head(hidden).float()
+    if temperature != 1:
+        logits = logits / temperature
     chosen: Tensor = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return chosen

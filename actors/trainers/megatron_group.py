@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.actor import Actor
+from actors.actor import START_TIMEOUT_S, Actor
 from actors.trainers.slime_shards import boxes, make_shards
-from actors.waiting import START_TIMEOUT_S, RayEvents, wait_for, wait_for_all
+from actors.waiting import RayEvents, wait_for, wait_for_all
 from rlhaiku.errors import ActorFailed
 from rlhaiku.events import RoleEvent, StepTrained
 from rlhaiku.types import TrainBatch, TrainStats

@@ -13,6 +13,7 @@ import torch
 
 from actors.engines.sglang_server import engine_tensors, tensor_hash
 from actors.slime_sync import SentTensors
+from rlhaiku.errors import RunFailed
 
 MEGATRON_DIRECTORY, HF_DIRECTORY = "megatron", "hf"
 LOGGED = {
@@ -22,6 +23,8 @@ LOGGED = {
     "train/kl_loss": "kl",
 }
 """slime's name -> field of TrainStats; means over the optimizer steps of a train step."""
+OPTIONAL = ("train/kl_loss",)
+"""Logged only with a reference model."""
 
 
 class Training:
@@ -44,7 +47,7 @@ class Training:
         rows = [row for row in self._rows if "train/loss" in row]
         if not rows:
             return {}
-        means = {field: float(np.mean([float(row.get(name, 0.0)) for row in rows])) for name, field in LOGGED.items()}
+        means = {field: float(np.mean([_number(row, name) for row in rows])) for name, field in LOGGED.items()}
         return means | {"loss": float(rows[-1]["train/loss"]), "lr": lr}
 
     def push_weights(self, weight_version: int) -> None:
@@ -104,6 +107,13 @@ def trainer_class() -> type:
     return type("MegatronTrainer", (Training, MegatronTrainRayActor), {})
 
 
+def _number(row: Mapping[str, Any], name: str) -> float:
+    """What slime logged under a name; raises RunFailed for one that is gone, which must not look like a zero."""
+    if name not in row and name not in OPTIONAL:
+        raise RunFailed(f"slime must log {name} with each optimizer step; it logged {', '.join(sorted(row))}")
+    return float(row.get(name, 0.0))
+
+
 def _accept_numpy_2() -> None:
     """slime asserts numpy 1 for Megatron's sake, which runs with 2 too; its module sees this instead."""
     from slime.backends.megatron_utils import initialize
@@ -116,6 +126,8 @@ def _begin_adam(optimizer: Any) -> None:  # noqa: ANN401  (Megatron's)
 
     Megatron describes an optimizer before it loads one, and torch's own, which it takes without Transformer Engine, it
     cannot describe before a step (megatron/core/optimizer/distrib_optimizer.py, 0.19.2: `assert len(steps) == 1`).
+    Before 0.19, slime's pinned commit included, it cannot even save one: line 1670 there takes `step` for a tensor as
+    long as the weights, so without Transformer Engine checkpoints need megatron-core 0.19.
     """
     for inner in _torch_adams(optimizer):
         for weight in (each for group in inner.param_groups for each in group["params"]):

@@ -37,12 +37,6 @@ class SlimeRun:
     gpus_per_engine: int = 1
     tensor_parallel: int = 1
     """Trainer GPUs that share one copy of the model."""
-    load: Path | None = None
-    """Megatron checkpoint to go on from; None starts from the Hugging Face weights."""
-    start_step: int = 0
-    """The next train step."""
-    first_version: int = 0
-    """What the first weight sync is called."""
     has_transformer_engine: bool = True
     """Without it: Megatron's local layers and the packed attention of `megatron_spec.py`."""
     engine_memory: float = 0.4
@@ -53,9 +47,7 @@ class SlimeRun:
 
 def slime_arguments(config: RunConfig, model_path: str | Path, run: SlimeRun) -> Namespace:
     """What slime's actors take as `args`; raises BadInput. Needs slime, Megatron and SGLang."""
-    args = parse_flags(slime_flags(config, model_path, run))
-    args.update_weight_start_version = run.first_version - 1  # there is no flag for it; each sync adds one first
-    return args
+    return parse_flags(slime_flags(config, model_path, run))
 
 
 def slime_flags(config: RunConfig, model_path: str | Path, run: SlimeRun) -> list[str]:
@@ -70,15 +62,27 @@ def slime_flags(config: RunConfig, model_path: str | Path, run: SlimeRun) -> lis
         | _place_flags(config, run)
         | {
             "hf-checkpoint": model_path,
-            "load": run.load or model_path,
+            "load": model_path,  # a resumed run loads its checkpoint later, see Training.load
             "save": run.save,
             "save-interval": config.output.save_interval,  # Megatron asks for it; who says when is the coordinator
             "save-hf": run.save_hf,
-            "start-rollout-id": run.start_step,
+            "start-rollout-id": 0,  # the coordinator says which step it is
             "seed": config.seed + 1,  # Megatron refuses 0
         }
     )
     return [*_command_line(flags), *run.sglang_flags]
+
+
+def check_algorithm(algorithm: AlgorithmConfig) -> None:
+    """Raises BadInput for what slime's loss does not have."""
+    if algorithm.max_importance_ratio:
+        # Its --use-tis is for ratios to the trainer's own logprobs, and beyond --eps-clip-c a token has no gradient.
+        raise BadInput(
+            "slime's loss bounds no ratio to the rollout's logprobs and keeps the token's gradient, as "
+            "algorithm.max_importance_ratio asks",
+            algorithm.max_importance_ratio,
+            "Set it to 0, or use trainer.backend=torch.",
+        )
 
 
 def parse_flags(flags: Sequence[str]) -> Namespace:
@@ -134,6 +138,7 @@ def _batch_flags(config: RunConfig, run: SlimeRun) -> Flags:
 
 def _loss_flags(algorithm: AlgorithmConfig, temperature: float, model_path: str | Path) -> Flags:
     """The loss of `rlhaiku/losses.py`: ratios are to the rollout's logprobs, advantages come with the data."""
+    check_algorithm(algorithm)
     kl: Flags = {"use-kl-loss": True, "kl-loss-coef": algorithm.kl_coef, "kl-loss-type": "k3", "ref-load": model_path}
     return {
         "advantage-estimator": "grpo",

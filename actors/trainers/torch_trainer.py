@@ -1,4 +1,4 @@
-"""GRPO in plain torch over any `transformers` causal language model, on a CPU or on one GPU."""
+"""GRPO in plain torch over any `transformers` causal language model, on a CPU, one GPU, or several by FSDP2."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from transformers import AutoTokenizer
 
 from actors.trainers.forward import pack_logprobs
 from actors.trainers.policy import Device, Policy, load_reference
-from actors.weight_slots import DeviceWeightSlots, WeightSlots
+from actors.trainers.sharded_policy import ShardedPolicy, join
+from actors.weight_slots import DeviceWeightSlots, WeightSlots, parameter_shapes
 from actors.weight_sync import SentWeights
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import Pack, pack_groups
+from rlhaiku.packing import Pack, group_tokens, pack_groups, split_groups
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
@@ -30,6 +31,7 @@ class TrainerSpec:
     weights_file: Path
     """Where engines find the weights: shared memory, or the handle of a buffer on the GPU."""
     num_slots: int
+    """Versions kept; with 1, on a GPU, engines read the model itself, and must be idle while it changes."""
     num_steps: int
     """Train steps of the whole run, for the learning-rate schedule."""
     trainer: TrainerConfig
@@ -37,25 +39,36 @@ class TrainerSpec:
     device: Device = "cpu"
     compiled: bool = False
     """On a GPU: compile the layers; about a minute at the first step."""
+    rank: int = 0
+    num_ranks: int = 1
+    """Trainers that share one model, each a process with a card of its own, on one machine."""
+    timeout_s: float = 600.0
+    """Longest wait of a rank for another."""
 
 
 class TorchTrainer:
-    """Holds the policy and its optimizer; there is no hidden state beside them."""
+    """Holds the policy and its optimizer, or a rank's part of both; there is no hidden state beside them.
+
+    Where there are several ranks, every method is called on all of them at once.
+    """
 
     def __init__(self, spec: TrainerSpec) -> None:
         torch.set_num_threads(spec.trainer.threads)
         # On a GPU the fast kernels of attention's backward pass have no deterministic twin.
         torch.use_deterministic_algorithms(spec.device == "cpu")
         self._spec = spec
-        self._policy = Policy(
+        make_policy: type[Policy] = Policy
+        if spec.num_ranks > 1:
+            make_policy = ShardedPolicy
+            join(spec.device, spec.weights_file.with_suffix(".ranks"), spec.rank, spec.num_ranks, spec.timeout_s)
+        self._policy = make_policy(
             spec.model_path, spec.device, recompute=spec.trainer.recompute, compiled=spec.compiled
         )
         self._model = self._policy.model
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
         has_reference = spec.algorithm.kl_coef > 0
         self._reference = load_reference(spec.model_path, spec.device) if has_reference else None
-        make_slots = WeightSlots if spec.device == "cpu" else DeviceWeightSlots.create
-        self._slots = make_slots(spec.weights_file, self._model, spec.num_slots)
+        self._slots = _make_slots(spec, self._model) if spec.rank == 0 else None
         self._optimizer = _make_optimizer(self._policy.weights.values(), spec.trainer)
 
     def train_step(self, batch: TrainBatch) -> TrainStats:
@@ -67,24 +80,39 @@ class TorchTrainer:
         parts = np.array_split(np.arange(len(batch.groups)), self._spec.trainer.optimizer_steps)
         for part in parts:
             if len(part):
-                self._optimizer_step([batch.groups[i] for i in part], batch.temperature, totals)
+                with self._policy.together():
+                    self._optimizer_step([batch.groups[i] for i in part], batch.temperature, totals)
         return totals.stats(batch, lr)
 
-    def send_weights(self, weight_version: int) -> SentWeights:
-        """Publishes the current weights under a version."""
-        checksum = self._slots.write(weight_version, self._model.named_parameters())
+    def send_weights(self, weight_version: int) -> SentWeights | None:
+        """Publishes the current weights under a version; rank 0 does, from everybody's parts."""
+        with self._policy.together():
+            outgoing = self._policy.outgoing()
+        if self._slots is None:
+            return None
+        checksum = self._slots.write(weight_version, outgoing)
         return SentWeights(weight_version, checksum, self._slots.num_bytes)
 
     def save(self, directory: Path) -> None:
-        """Writes `trainer.pt` (weights in full precision and optimizer) and a Hugging Face directory `hf/`."""
+        """Writes `trainer.pt` (weights in full precision and optimizer) and a Hugging Face directory `hf/`.
+
+        They are the same for any number of ranks.
+        """
         state = {"weights": dict(self._policy.weights), "optimizer": self._optimizer.state_dict()}
+        with self._policy.together():
+            state = self._policy.whole(state)
+        if self._spec.rank:
+            return
         torch.save(state, directory / STATE_FILE)
-        self._model.save_pretrained(directory / "hf")
+        self._policy.export(directory / "hf", state["weights"])
         self._tokenizer.save_pretrained(directory / "hf")
 
     def load(self, directory: Path) -> None:
-        """Restores what `save` wrote."""
-        state = torch.load(directory / STATE_FILE, weights_only=True, map_location=self._spec.device)
+        """Restores what `save` wrote, with any number of ranks."""
+        is_alone = self._spec.num_ranks == 1
+        place = self._spec.device if is_alone else "cpu"  # a rank takes its part from the file
+        state = torch.load(directory / STATE_FILE, weights_only=True, map_location=place, mmap=not is_alone)
+        state = self._policy.share(state)
         self._policy.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
 
@@ -94,30 +122,50 @@ class TorchTrainer:
             clip_low=algorithm.clip_low,
             clip_high=algorithm.clip_high,
             kl_coef=algorithm.kl_coef,
+            max_ratio=algorithm.max_importance_ratio,
             aggregation=algorithm.loss_aggregation,
             num_tokens=sum(len(sample.token_ids) for group in groups for sample in group.samples),
             num_sequences=sum(len(group.samples) for group in groups),
         )
         self._optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(4, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
-        for pack in pack_groups(groups, trainer.micro_batch_tokens, trainer.shared_prompt):
+        sums = torch.zeros(6, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
+        forward_tokens = 0
+        for pack, weight in self._packs(groups):
             rollout_logprobs, advantages, lengths = (
                 torch.from_numpy(each).to(sums.device, non_blocking=True)
                 for each in (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
             )
-            trainer_logprobs = pack_logprobs(self._model, pack, temperature)
+            trainer_logprobs = self._policy.logprobs(pack, temperature)
             reference_logprobs = self._reference_logprobs(pack, temperature)
             output = policy_loss(
                 trainer_logprobs, rollout_logprobs, advantages, lengths, settings, reference_logprobs
             )
-            output.loss.backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([output.loss.detach(), output.clipped, output.gap, output.kl]).double()
-            totals.forward_tokens += pack.num_tokens
-        norm = torch.nn.utils.clip_grad_norm_(self._policy.weights.values(), trainer.max_grad_norm)
+            (output.loss * weight).backward()  # type: ignore[no-untyped-call]
+            if weight:
+                counted = [output.loss.detach(), output.clipped, output.gap, output.kl, output.truncated]
+                sums[:5] += torch.stack(counted).double()
+                forward_tokens += pack.num_tokens
+        sums[5] = forward_tokens
+        sums = self._policy.add_up(sums)
+        norm = self._policy.clip_gradients(trainer.max_grad_norm)
         self._optimizer.step()
         self._policy.refresh()
-        loss, clipped, gap, kl = sums.tolist()
-        totals.add(loss, clipped, gap, kl, norm.item())
+        totals.add(sums.tolist(), norm.item())
+
+    def _packs(self, groups: Sequence[TrainGroup]) -> Iterable[tuple[Pack, float]]:
+        """This rank's packs, and with what each one's loss is multiplied.
+
+        All ranks have equally many, since a forward pass is collective: what some lack is filled up with packs that
+        count nothing. The others count once for each rank: the loss is a sum over them, of which FSDP takes the mean.
+        """
+        trainer, policy = self._spec.trainer, self._policy
+        if policy.num_ranks == 1:
+            return ((pack, 1.0) for pack in pack_groups(groups, trainer.micro_batch_tokens, trainer.shared_prompt))
+        own = split_groups(groups, policy.num_ranks)[policy.rank]
+        packs = list(pack_groups(own, trainer.micro_batch_tokens, trainer.shared_prompt))
+        (filler, *_) = pack_groups([min(groups, key=group_tokens)], trainer.micro_batch_tokens, shared_prompt=False)
+        missing = policy.most(len(packs)) - len(packs)
+        return [(pack, float(policy.num_ranks)) for pack in packs] + [(filler, 0.0)] * missing
 
     def _reference_logprobs(self, pack: Pack, temperature: float) -> Tensor | None:
         if self._reference is None:
@@ -140,16 +188,19 @@ class _Totals:
     """Sums over the micro-batches of one train step."""
 
     def __init__(self) -> None:
-        self.loss = self.clipped = self.gap = self.kl = 0.0
+        self.loss = self.clipped = self.gap = self.kl = self.truncated = 0.0
         self.forward_tokens = 0
         self.grad_norms: list[float] = []
 
-    def add(self, loss: float, clipped: float, gap: float, kl: float, grad_norm: float) -> None:
-        """One optimizer step's."""
+    def add(self, sums: Sequence[float], grad_norm: float) -> None:
+        """One optimizer step's, in the order of `LossOutput`, and the tokens forwarded."""
+        loss, clipped, gap, kl, truncated, forward_tokens = sums
         self.loss = loss  # of the last one
         self.clipped += clipped
         self.gap += gap
         self.kl += kl
+        self.truncated += truncated
+        self.forward_tokens += int(forward_tokens)
         self.grad_norms.append(grad_norm)
 
     def stats(self, batch: TrainBatch, lr: float) -> TrainStats:
@@ -164,7 +215,17 @@ class _Totals:
             kl=self.kl / num_tokens,
             num_loss_tokens=num_tokens,
             num_forward_tokens=self.forward_tokens,
+            truncated_fraction=self.truncated / num_tokens,
         )
+
+
+def _make_slots(spec: TrainerSpec, model: nn.Module) -> WeightSlots:
+    if spec.device == "cpu":
+        return WeightSlots(spec.weights_file, model, spec.num_slots)
+    slots = DeviceWeightSlots.create(spec.weights_file, parameter_shapes(model), spec.num_slots)
+    if spec.num_slots == 1 and spec.num_ranks == 1:
+        slots.adopt(model)  # 2 bytes a parameter less on the card; a rank's model is gathered anew each time
+    return slots
 
 
 def _make_optimizer(weights: Iterable[nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:

@@ -1,29 +1,39 @@
 """The trainer ranks as one; on a laptop there is one rank."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.actor import Actor
-from actors.waiting import RayEvents, wait_for
+from actors.waiting import RayEvents, wait_for_all
 from rlhaiku.events import StepTrained
-from rlhaiku.types import TrainBatch
+from rlhaiku.types import TrainBatch, TrainStats
 
 
 class TrainerGroup:
-    """The Trainer of a run. Its death ends the attempt: only a checkpoint has what died with it."""
+    """The Trainer of a run. The death of a rank ends the attempt: only a checkpoint has what died with it."""
 
-    def __init__(self, trainer: Actor, events: RayEvents, timeout_s: float) -> None:
-        """`trainer`: an actor with `train_step`, `save` and `load`."""
-        self._trainer, self._events, self._timeout_s = trainer, events, timeout_s
+    def __init__(self, trainer: Actor, events: RayEvents, timeout_s: float, other_ranks: Sequence[Actor] = ()) -> None:
+        """`trainer`: an actor with `train_step`, `save` and `load`; `other_ranks`: others that share its model."""
+        self._ranks, self._events, self._timeout_s = (trainer, *other_ranks), events, timeout_s
+        self._busy = 0
 
     def submit(self, batch: TrainBatch) -> None:
-        """Starts one train step."""
-        call = self._trainer.handle.train_step.remote(batch)
-        self._events.expect(call, self._trainer, f"train step {batch.step}", StepTrained)
+        """Starts one train step on all ranks."""
+        self._busy = len(self._ranks)
+        for rank in self._ranks:
+            self._events.expect(rank.handle.train_step.remote(batch), rank, f"train step {batch.step}", self._finish)
 
     def save(self, directory: Path) -> None:
         """Writes the training state and `hf/` into an existing directory."""
-        wait_for(self._trainer.handle.save.remote(directory), self._timeout_s, self._trainer, f"to save to {directory}")
+        calls = [(rank.handle.save.remote(directory), rank) for rank in self._ranks]
+        wait_for_all(calls, self._timeout_s, f"to save to {directory}")
 
     def load(self, directory: Path) -> None:
         """Restores what `save` wrote."""
-        wait_for(self._trainer.handle.load.remote(directory), self._timeout_s, self._trainer, f"to load {directory}")
+        calls = [(rank.handle.load.remote(directory), rank) for rank in self._ranks]
+        wait_for_all(calls, self._timeout_s, f"to load {directory}")
+
+    def _finish(self, stats: TrainStats) -> StepTrained | None:
+        """The step's numbers, of which all ranks have the same, once the last one is done."""
+        self._busy -= 1
+        return None if self._busy else StepTrained(stats)

@@ -165,6 +165,46 @@ def train_torch() -> Found:
         return _train(Path(name) / "run", "--set", "rollout.engine=torch")
 
 
+def several() -> Found:
+    """The tests of several ranks and relays; what needs two GPUs is left out where there is one."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rs", "-W", "default", "tests/actors/test_several_gpus.py"]
+    done = subprocess.run(command, cwd=ROOT, timeout=280, check=False, capture_output=True, text=True)
+    print(done.stdout[-6000:], done.stderr[-1000:])
+    said = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0
+    assert "passed" in said, said
+    return {"pytest": said}
+
+
+TWO_GPUS = ("--set", "cluster.gpus_per_node=2")
+
+
+def train_split() -> Found:
+    """Engine on one card and trainer on the other: weights cross by NCCL."""
+    with tempfile.TemporaryDirectory() as name:
+        return _train(Path(name) / "run", *TWO_GPUS, "--set", "cluster.colocate=false")
+
+
+def train_split_torch() -> Found:
+    """The same with the torch engine."""
+    settings = (*TWO_GPUS, "--set", "cluster.colocate=false", "--set", "rollout.engine=torch")
+    with tempfile.TemporaryDirectory() as name:
+        return _train(Path(name) / "run", *settings)
+
+
+def train_ranks() -> Found:
+    """A trainer rank (FSDP2) and an engine on each of two cards."""
+    with tempfile.TemporaryDirectory() as name:
+        return _train(Path(name) / "run", *TWO_GPUS, "--set", "rollout.num_engines=2")
+
+
+def train_ranks_torch() -> Found:
+    """The same with torch engines, while actors are killed at random moments."""
+    settings = (*TWO_GPUS, "--set", "rollout.num_engines=2", "--set", "rollout.engine=torch", "--chaos", "1")
+    with tempfile.TemporaryDirectory() as name:
+        return _train(Path(name) / "run", *settings)
+
+
 def recover() -> Found:
     """The same while actors are killed at random moments."""
     with tempfile.TemporaryDirectory() as name:
@@ -340,7 +380,8 @@ def _actor_logs() -> str:
 PARTS: dict[str, tuple[Callable[[], Found], float]] = {
     "imports": (imports, 120), "trainer": (trainer, 300), "torch_engine": (torch_engine, 180),
     "train_torch": (train_torch, 300), "engine": (engine, 420), "train": (train, 480), "sleep": (sleep, 240),
-    "recover": (recover, 480),
+    "recover": (recover, 480), "several": (several, 300), "train_split_torch": (train_split_torch, 300),
+    "train_ranks_torch": (train_ranks_torch, 480), "train_split": (train_split, 480), "train_ranks": (train_ranks, 480),
 }
 DEFAULT = ("imports", "trainer", "torch_engine", "train_torch", "engine", "train")
 

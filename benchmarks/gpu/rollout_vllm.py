@@ -1,12 +1,13 @@
-"""Rollouts of 1024 x 30 tokens in Qwen3-4B's shape: stock `LLM.generate` against our vLLM engine, that against the pool
-around it, prompts once per group against once per completion; and where the time of a step goes.
+"""Rollouts of 1024 x 30 tokens in Qwen3-4B's shape by vLLM: stock `LLM.generate`, and the same with tuned flags,
+against our vLLM engine; that against the pool around it; prompts once per completion against once per group; and where
+the time of a step goes.
 
     python -m benchmarks.gpu.rollout_vllm [--smoke] [--output FILE] [--force]
 """
 
 import os
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -16,16 +17,18 @@ from benchmarks.gpu.rollout import (
     GROUP_SIZE,
     GROUPS,
     MAX_TOKENS,
-    OPTIONS,
+    STOCK,
+    TUNED,
+    UNGROUPED,
     WAVE,
+    StockVllm,
     asker,
     bare,
     measure_pool,
     profile,
-    stock,
 )
-from benchmarks.gpu.roofline import measure_roofline
-from benchmarks.gpu.shapes import qwen3
+from benchmarks.gpu.roofline import DEVICE, measure_roofline
+from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, paired, standard_main
 
 
@@ -37,33 +40,52 @@ class Unsynced(VllmEngine):
         self._weights.loaded = 0
 
 
-def measure(smoke: bool) -> list[Paired]:
-    """Everything, with all engines resident."""
-    line = measure_roofline()
-    size, groups, pairs = ("0.6B", 8, 2) if smoke else ("4B", GROUPS, 5)
+def against_stock(model: Path, engine: VllmEngine, name: str, groups: int, pairs: int, note: str) -> Iterator[Paired]:
+    """The goal's own comparison: everybody's first `LLM.generate`, then its time profiled."""
+    take, wave = asker(groups), min(WAVE, groups)
+    with StockVllm(model, STOCK) as theirs:
+        profile(bare(theirs, groups, take), "stock, the caller's process")
+        for what, size in (("one call", groups), (f"waves of {wave}", wave)):
+            yield paired(f"{name}: stock / our vLLM engine, {what}", bare(theirs, groups, take),
+                         bare(engine, size, take), pairs=pairs, goal=3, note=note)
+
+
+def against_tuned(model: Path, engine: VllmEngine, name: str, groups: int, pairs: int, note: str) -> Iterator[Paired]:
+    """The best that is known of `LLM.generate`, in one call and in waves; and what asking for groups gains there."""
+    take, wave = asker(groups), min(WAVE, groups)
+    with StockVllm(model, TUNED, flat_logprobs=True) as theirs:
+        for what, size in (("one call", groups), (f"waves of {wave}", wave)):
+            yield paired(f"{name}: tuned stock, {what} / our vLLM engine, waves of {wave}", bare(theirs, size, take),
+                         bare(engine, wave, take), pairs=pairs, note=note)
+        with StockVllm(model, UNGROUPED, flat_logprobs=True) as ungrouped:
+            alone = asker(groups, each=1)
+            yield paired(
+                f"{name}: prompt per completion without a prefix cache / per group, tuned stock",
+                bare(ungrouped, groups * GROUP_SIZE, alone), bare(theirs, groups, take), pairs=pairs, goal=1.2,
+                note=note,
+            )
+
+
+def measure(smoke: bool) -> Iterator[Paired]:
+    """One engine of ours throughout, and vLLM's own beside it, one comparison after the other."""
+    line = str(measure_roofline())
+    size, groups, pairs = (SMOKE, 8, 2) if smoke else ("4B", GROUPS, 5)
     wave = min(WAVE, groups)
-    with tempfile.TemporaryDirectory() as name:
-        model = qwen3(Path(name), size, weights=False)
-        spec = VllmSpec(str(model), Path(name) / "unused", 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=OPTIONS)
-        theirs = stock(model, asker(groups))
-        os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
+    with tempfile.TemporaryDirectory() as folder:
+        model = qwen3(Path(folder), size, weights=False)
+        options = tuple(STOCK.items())
+        spec = VllmSpec(str(model), Path(folder) / "unused", 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=options)
+        name = f"rollout, Qwen3-{size} shape, {groups} x {GROUP_SIZE} x {MAX_TOKENS}"
         engine = Unsynced(spec)
-        shape = f"Qwen3-{size} shape, {groups} x {GROUP_SIZE} x {MAX_TOKENS}"
-        profile(bare(engine, groups, asker(groups)), "one call")
-        results = [
-            paired(f"rollout, {shape}: stock / our vLLM engine, one call", theirs, bare(engine, groups, asker(groups)),
-                   pairs=pairs, goal=3),
-            paired(f"rollout, {shape}: stock / our vLLM engine, waves of {wave}", theirs,
-                   bare(engine, wave, asker(groups)), pairs=pairs, goal=3),
-            paired(f"rollout, {shape}: prompt per completion / per group, vLLM",
-                   bare(engine, wave * GROUP_SIZE, asker(groups, each=1)), bare(engine, wave, asker(groups)),
-                   pairs=pairs, goal=1.2),
-        ]
-        profile(bare(engine, wave, asker(groups)), f"waves of {wave}")
-        actor = ray.remote(num_cpus=1, num_gpus=0.3, concurrency_groups={"control": 1})(Unsynced)
-        results.append(measure_pool(f"rollout, {shape}: bare vLLM engine / pool", lambda: actor.remote(spec), engine,
-                                    wave, groups, pairs))
-    return [replace(each, note=str(line)) for each in results]
+        profile(bare(engine, groups, asker(groups)), "our vLLM engine, one call")
+        yield from against_stock(model, engine, name, groups, pairs, line)
+        yield from against_tuned(model, engine, name, groups, pairs, line)
+        profile(bare(engine, wave, asker(groups)), f"our vLLM engine, waves of {wave}")
+        share = 0.3 if DEVICE == "cuda" else 0
+        actor = ray.remote(num_cpus=1, num_gpus=share, concurrency_groups={"control": 1})(Unsynced)
+        yield measure_pool(f"{name}: bare vLLM engine / pool", lambda: actor.remote(spec), engine, wave, groups, pairs,
+                           line)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""What the card can do, measured in the run whose numbers are held against it."""
+"""What the card can do, measured in the run whose numbers are held against it.
 
+Without a card everything here runs on the CPU, in small: enough to rehearse a benchmark with `--smoke`.
+"""
+
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-GEMM_SIZE = 8192
-COPY_BYTES = 4 << 30
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GEMM_SIZE, COPY_BYTES = (8192, 4 << 30) if DEVICE == "cuda" else (256, 16 << 20)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ def device_s(work: Callable[[], object], repeats: int = 10) -> float:
     """Mean seconds of the device's own time, after three warm-ups."""
     for _ in range(3):
         work()
+    if DEVICE == "cpu":
+        return _host_s(work, repeats)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(repeats):
@@ -36,21 +42,37 @@ def device_s(work: Callable[[], object], repeats: int = 10) -> float:
     return start.elapsed_time(end) / 1000 / repeats
 
 
+def wait_for_device() -> None:
+    """Until the card has done what was asked of it."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _host_s(work: Callable[[], object], repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - began) / repeats
+
+
 def measure_roofline() -> Roofline:
     """Takes some seconds and 8 GB, which are given back."""
     matmul_s, copy_s = _matmul_s(), _copy_s()
-    torch.cuda.empty_cache()
-    line = Roofline(torch.cuda.get_device_name(), 2 * GEMM_SIZE**3 / matmul_s, COPY_BYTES / copy_s)
+    name = "rehearsal"
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        name = torch.cuda.get_device_name()
+    line = Roofline(name, 2 * GEMM_SIZE**3 / matmul_s, COPY_BYTES / copy_s)
     print(line, flush=True)
     return line
 
 
 def _matmul_s() -> float:
-    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     return device_s(lambda: a @ b, 20)
 
 
 def _copy_s() -> float:
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return device_s(lambda: target.copy_(source))

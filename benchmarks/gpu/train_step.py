@@ -5,50 +5,51 @@
 
 import gc
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
-from benchmarks.gpu.roofline import Roofline, measure_roofline
-from benchmarks.gpu.shapes import qwen3
+from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, wait_for_device
+from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, paired, standard_main
 from benchmarks.models import batch
 from benchmarks.train_step import useful_flops
 from rlhaiku.config import AlgorithmConfig, load_config
 from rlhaiku.types import TrainBatch
 
-MICRO_BATCH = {"0.6B": 16_384, "1.7B": 6144}
+MICRO_BATCH = {"tiny": 1024, "0.6B": 8192, "1.7B": 6144, "4B": 4096}
 """Tokens whose activations fit, without recomputing them."""
+BIG_CARD = 120e9
+"""Bytes of a card that 4B fits on whole: weights, fp32 masters, gradients and moments are 73 GB, and activations."""
 
 
-def trainer(model: Path, tokens: int, *, shared_prompt: bool = True, compiled: bool = False) -> TorchTrainer:
-    """The one-gpu preset's, over a model in a folder that also takes its weights' handle."""
-    config = load_config("one-gpu", [
-        f"trainer.shared_prompt={str(shared_prompt).lower()}", f"trainer.micro_batch_tokens={tokens}",
-    ]).trainer
-    weights = model / f"weights-{shared_prompt}-{compiled}"
-    return TorchTrainer(TrainerSpec(str(model), weights, 1, 100, config, AlgorithmConfig(), "cuda", compiled))
+def trainer(model: Path, tokens: int, *, compiled: bool = False) -> TorchTrainer:
+    """The one-gpu preset's, over a model in a folder that also takes its weights' handle; its steps change next to
+    nothing, so that the same batch has the same loss again.
+    """
+    config = load_config("one-gpu", [f"trainer.micro_batch_tokens={tokens}", "trainer.lr=1e-12"]).trainer
+    spec = TrainerSpec(str(model), model / "weights", 1, 100, config, AlgorithmConfig(), DEVICE, compiled)
+    return TorchTrainer(spec)
 
 
 def against_matmul(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
     """A step beside as many useful operations in 8192^3 products; the ratio is the share of the matmul rate."""
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     flops = useful_flops(policy, made)
-    products = max(1, round(flops / (2 * 8192**3)))
+    products = max(1, round(flops / (2 * GEMM_SIZE**3)))
 
     def matmul() -> None:
         for _ in range(products):
             a @ b
-        torch.cuda.synchronize()
+        wait_for_device()
 
     result = paired(f"train step, {name}: matmul of as many operations / the step", matmul,
-                    lambda: policy.train_step(made), pairs=pairs, goal=0.55)
+                    lambda: policy.train_step(made), pairs=pairs, goal=0.55, note=f"{flops / 1e12:.1f} TFLOP; {line}")
     speed = result.ratio * line.matmul_flops / 1e12
-    peak = torch.cuda.max_memory_allocated() / 1e9
+    peak = torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else 0.0
     print(f"    {flops / 1e12:.1f} TFLOP useful, about {speed:.0f} TFLOP/s, peak {peak:.1f} GB", flush=True)
     return replace(result, note=f"{flops / 1e12:.1f} TFLOP useful, {speed:.0f} TFLOP/s; {line}")
 
@@ -57,57 +58,77 @@ def kernels(policy: TorchTrainer, made: TrainBatch) -> None:
     """Prints which kernels a step spends the card's time in, and how long the card had none."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU]) as profiled:
         policy.train_step(made)
-    print(profiled.key_averages().table(sort_by="self_device_time_total", row_limit=14, max_name_column_width=70))
+    sort = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+    print(profiled.key_averages().table(sort_by=sort, row_limit=14, max_name_column_width=70))
 
 
-def measure_model(size: str, groups: int, line: Roofline, pairs: int) -> list[Paired]:
-    """Layers as they are and compiled, then sharing prompts against not."""
+def measure_model(size: str, groups: int, line: Roofline, pairs: int, *, compiled: bool = False) -> Iterator[Paired]:
+    """A step against the matmul, and sharing prompts against not; or, `compiled`, the first with its layers compiled.
+    """
     made = batch(groups, 8, 60, 30)
-    name = f"Qwen3-{size} shape, {groups} x 8 x 30"
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        model = qwen3(Path(folder), size, weights=True)
-        results = [_one(f"{name}, compiled={flag}", trainer(model, MICRO_BATCH[size], compiled=flag), made, line, pairs)
-                   for flag in (False, True)]
-        _tidy()
-        results.append(_sharing(name, partial(trainer, model, MICRO_BATCH[size]), made, line, pairs))
-        _tidy()
-    return results
-
-
-def _one(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
+    name = f"Qwen3-{size} shape, {groups} x 8 x 30{', compiled' * compiled}"
     _tidy()
-    print(f"    {name}: first loss {policy.train_step(made).loss:.5f}", flush=True)
-    result = against_matmul(name, policy, made, line, pairs)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        policy = trainer(qwen3(Path(folder), size, weights=True), MICRO_BATCH[size], compiled=compiled)
+    loss = fitted(policy, made)
+    print(f"    {name}: first loss {loss:.5f}, {policy._spec.trainer.micro_batch_tokens} tokens at once", flush=True)
+    yield against_matmul(name, policy, made, line, pairs)
     kernels(policy, made)
-    return result
+    if not compiled:
+        yield sharing(name, policy, made, line, pairs)
 
 
-def _sharing(
-    name: str, make: Callable[..., TorchTrainer], made: TrainBatch, line: Roofline, pairs: int
-) -> Paired:
-    shared, unshared = (make(shared_prompt=flag) for flag in (True, False))
-    losses = [each.train_step(made).loss for each in (shared, unshared)]
+def with_settings(policy: TorchTrainer, **settings: object) -> TorchTrainer:
+    """The same trainer, told otherwise from its next step on."""
+    policy._spec = replace(policy._spec, trainer=policy._spec.trainer.model_copy(update=settings))
+    return policy
+
+
+def fitted(policy: TorchTrainer, made: TrainBatch) -> float:
+    """The loss of a first step, with micro-batches half as big until it fits the card."""
+    while True:
+        tokens = policy._spec.trainer.micro_batch_tokens
+        try:
+            return policy.train_step(made).loss
+        except torch.OutOfMemoryError:
+            if tokens < 1024:
+                raise
+        with_settings(policy, micro_batch_tokens=tokens // 2)
+        _tidy()
+
+
+def sharing(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
+    """The same trainer with prompts once per completion, against once per group."""
+
+    def step(shared_prompt: bool) -> float:
+        return with_settings(policy, shared_prompt=shared_prompt).train_step(made).loss
+
+    losses = [step(flag) for flag in (True, False)]
     assert abs(losses[0] - losses[1]) < 2e-3 * max(1.0, abs(losses[0])), losses
-    return replace(
-        paired(f"train step, {name}: prompt per completion / per group", lambda: unshared.train_step(made),
-               lambda: shared.train_step(made), pairs=pairs, goal=1.6), note=f"losses {losses}; {line}",
-    )
+    return paired(f"train step, {name}: prompt per completion / per group", lambda: step(False), lambda: step(True),
+                  pairs=pairs, goal=1.6, note=f"losses {losses}; {line}")
 
 
 def _tidy() -> None:
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-def measure(smoke: bool) -> list[Paired]:
-    """Two sizes."""
+def measure(smoke: bool) -> Iterator[Paired]:
+    """The sizes that fit, the most telling first."""
     line = measure_roofline()
     if smoke:
-        return measure_model("0.6B", 8, line, 2)
-    return measure_model("0.6B", 128, line, 5) + measure_model("1.7B", 128, line, 4)
+        yield from measure_model(SMOKE, 8, line, 2)
+        return
+    yield from measure_model("1.7B", 128, line, 4)
+    yield from measure_model("0.6B", 128, line, 5)
+    if torch.cuda.get_device_properties(0).total_memory > BIG_CARD:
+        yield from measure_model("4B", 128, line, 3)
+    yield from measure_model("0.6B", 128, line, 5, compiled=True)
 
 
 if __name__ == "__main__":

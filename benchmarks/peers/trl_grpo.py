@@ -1,6 +1,6 @@
 """One side of `benchmarks.grpo_step`: TRL's GRPOTrainer on the same model, prompts and reward, in TRL's environment.
 
-    TRL_PYTHON benchmarks/peers/trl_grpo.py SETTINGS.json      prints one JSON line with the seconds of each step
+    TRL_PYTHON benchmarks/peers/trl_grpo.py SETTINGS.json      prints `RESULT ` and in JSON the seconds of each step
 
 `rlhaiku` itself must be importable there for the reward (add the project to PYTHONPATH); nothing else of it is used.
 """
@@ -8,11 +8,18 @@
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhaiku.haiku.reward import HaikuReward
@@ -21,6 +28,11 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
+PARTS = 4 if GPU else 1
+"""Micro-batches of an optimizer step: 256 completions at once, with their logits, would fill a card of 80 GB."""
+RESULT = "RESULT "
+"""Starts the line with the result: libraries print where they like, after it too."""
+SAVE_INTERVAL = SETTINGS.get("save_interval", 0)
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
 
@@ -30,27 +42,50 @@ def haiku(completions: list[str], topic: list[str], text: list[str], **_: object
 
 
 class Clock(TrainerCallback):
-    """Seconds from one optimizer step's end to the next: generation, scoring and training."""
+    """Seconds from one optimizer step's end to the next: generation, scoring and training; saving is not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.seconds: list[float] = []
         self.last = time.perf_counter()
+        self.tokenizer = tokenizer
 
-    def on_step_end(self, *_: object, **__: object) -> None:
-        """A step is done."""
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.last = now
+    def on_step_end(self, *_: object, model: PreTrainedModel, **__: object) -> None:
+        """A step is done; every `save_interval` of them the model is kept as `step-NNNNNN`."""
+        self.seconds.append(time.perf_counter() - self.last)
+        if SAVE_INTERVAL and len(self.seconds) % SAVE_INTERVAL == 0:
+            directory = Path(SETTINGS["output_dir"]) / f"step-{len(self.seconds):06d}"
+            model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
+        self.last = time.perf_counter()
+
+
+def timed_syncs(trainer: GRPOTrainer) -> list[float]:
+    """Seconds of every copy of the weights into vLLM, filled while the trainer runs."""
+    seconds: list[float] = []
+    if not GPU:
+        return seconds
+    generation, sync = trainer.vllm_generation, trainer.vllm_generation.sync_weights
+
+    def timed() -> None:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        sync()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+
+    generation.sync_weights = timed
+    return seconds
 
 
 def main() -> None:
     """Trains for the given number of steps."""
     torch.set_num_threads(SETTINGS["threads"])
     rows = SETTINGS["prompts"]
-    clock = Clock()
+    tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"], padding_side="left")
+    clock = Clock(tokenizer)
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(SETTINGS["model"], dtype=torch.float32),
-        processing_class=AutoTokenizer.from_pretrained(SETTINGS["model"], padding_side="left"),
+        processing_class=tokenizer,
         reward_funcs=[haiku],
         train_dataset=Dataset.from_list([{"prompt": r["text"], "topic": r["topic"], "text": r["text"]} for r in rows]),
         callbacks=[clock],
@@ -62,18 +97,21 @@ def main() -> None:
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=0.3,
             vllm_max_model_length=1024,
-            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
+            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"] // PARTS,
+            gradient_accumulation_steps=PARTS,
             num_generations=SETTINGS["group_size"],
             max_completion_length=SETTINGS["max_tokens"],
             max_steps=SETTINGS["steps"],
             learning_rate=SETTINGS["lr"],
             lr_scheduler_type="constant",
-            weight_decay=0.0,
+            weight_decay=SETTINGS["weight_decay"],
+            adam_beta1=SETTINGS["adam_beta1"],
+            adam_beta2=SETTINGS["adam_beta2"],
             beta=0.0,
             epsilon=0.2,
             epsilon_high=0.28,
             temperature=1.0,
-            loss_type="bnpo",  # mean over all tokens of the batch, as ours
+            loss_type="dapo",  # mean over all tokens of the whole batch, as ours
             mask_truncated_completions=False,
             gradient_checkpointing=False,
             num_iterations=1,
@@ -84,16 +122,17 @@ def main() -> None:
             seed=SETTINGS["seed"],
         ),
     )
+    syncs = timed_syncs(trainer)
     clock.last = time.perf_counter()
     trainer.train()
-    if SETTINGS.get("save"):
-        trainer.save_model(str(Path(SETTINGS["output_dir"]) / "final"))
     history = trainer.state.log_history
-    print(json.dumps({
+    print(RESULT + json.dumps({
         "seconds": clock.seconds,
+        "sync": syncs,
+        "packages": {name: version(name) for name in ("trl", "torch", "transformers", "accelerate")},
         "reward": [row["reward"] for row in history if "reward" in row],
         "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
-    }))
+    }), flush=True)
 
 
 if __name__ == "__main__":

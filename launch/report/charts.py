@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,9 @@ def _line(axis: Axes, rows: Sequence[Row], name: str, color: str, label: str = "
     has = [row for row in rows if row.get(name) is not None]
     steps, values = [row["step"] for row in has], [row[name] for row in has]
     axis.plot(steps, values, color=color, linewidth=1.6, label=label or None)
-    error = "reward_se/" + name.removeprefix("reward/")
-    if name.startswith("reward/") and all(error in row for row in has):
-        low = [row[name] - CONFIDENCE * row[error] for row in has]
-        high = [row[name] + CONFIDENCE * row[error] for row in has]
+    if name.startswith("reward/"):  # a step with one scored group has no error, and leaves a gap in the band
+        errors = [CONFIDENCE * row.get("reward_se/" + name.removeprefix("reward/"), nan) for row in has]
+        low, high = ([value + sign * error for value, error in zip(values, errors, strict=True)] for sign in (-1, 1))
         axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
 
 

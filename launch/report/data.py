@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,10 +88,7 @@ def read_run(directory: Path) -> RunData:
     """Reads a run directory; a row that is just being written is left out. Raises BadInput if there is no run."""
     if not (directory / "config.toml").is_file():
         raise BadInput("a report needs a run directory", str(directory), "Name one that `rlhaiku train` made.")
-    evaluations = [
-        (int(path.stem.removeprefix("step-")), json.loads(path.read_text()))
-        for path in sorted(directory.glob("eval/step-*.json"))
-    ]
+    evaluations = sorted(_evaluations(directory), key=itemgetter(0))
     return RunData(
         directory.resolve().name,
         read_config(directory / "config.toml"),
@@ -99,6 +97,16 @@ def read_run(directory: Path) -> RunData:
         tuple(_sampled(list(_rows(directory / "samples.jsonl")))),
         tuple(_held_out([(step, content["samples"]) for step, content in evaluations])),
     )
+
+
+def _evaluations(directory: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and content; a file that a crash or a copy cut off is left out."""
+    for path in directory.glob("eval/step-*.json"):
+        try:
+            content = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue
+        yield int(path.stem.removeprefix("step-")), content
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

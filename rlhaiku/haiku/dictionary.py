@@ -1,6 +1,6 @@
 """Which words there are and how they can be said: a dictionary, with rules for the words it lacks.
 
-    token -> exceptions -> dictionary -> number, compound, acronym, possessive -> spelling
+    token -> exceptions -> dictionary -> number, acronym, compound, possessive -> spelling
 
 `data/cmudict.txt.gz` is made by `launch/build_cmudict.py`; `data/exceptions.txt` has the same form, one line per
 distinct tuple of readings, and holds technical acronyms and poets' contractions. A word in it whose case matters
@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module, resources
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
 from rlhaiku.errors import BadInput
+from rlhaiku.haiku.lemmas import lemma
 from rlhaiku.haiku.numbers import number_readings
 from rlhaiku.haiku.spelling import estimate, is_latin, is_pronounceable, spelled_out, tokens
 
@@ -24,6 +26,8 @@ DictionaryName = Literal["bundled", "nltk"]
 Readings = tuple[int, ...]
 
 _CACHED_WORDS = 1 << 15
+_SHORTEST_PART = 4
+"""Letters of a part of a closed compound."""
 _LONGEST_ACRONYM = 6
 _WORDS_OF_ONE_LETTER = frozenset("aio")
 _CAMEL = re.compile(r"[A-Z]{2,}(?=s$)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
@@ -52,6 +56,8 @@ class Word:
     """Whether the dictionary, or the exceptions, has it or all its parts; a number counts as listed."""
     spelled: bool
     """Whether it is said letter by letter without being a listed word: `b`, `xk`."""
+    pieces: tuple[str, ...]
+    """The lemmas it is made of: `cat` of `Cats'`, twice of `cat-cat` and `catCat`."""
     latin: bool = True
     """Whether all of it is in Latin script; otherwise it has no reading but 0."""
 
@@ -76,15 +82,17 @@ class Dictionary:
     def _word(self, token: str) -> Word:
         """A token as `tokens` gives it: plain, in its own case."""
         text = token.casefold()
-        if not is_latin(token):
-            return Word(text, (0,), listed=False, spelled=False, latin=False)
         bare = text.strip("'")
+        if not is_latin(token):
+            return Word(text, (0,), listed=False, spelled=False, pieces=(bare,), latin=False)
+        if "." in text and not token[0].isdecimal():
+            return _dotted(text)
         readings = _exceptions().get(token) or _exceptions().get(text) or self.table.get(text) or self.table.get(bare)
         if readings:
             spelled = len(bare) == 1 and bare not in _WORDS_OF_ONE_LETTER and bare.isalpha()
-            return Word(text, readings, listed=True, spelled=spelled)
+            return Word(text, readings, listed=True, spelled=spelled, pieces=_lemmas(bare))
         if token[0].isdecimal():
-            return Word(text, number_readings(token), listed=True, spelled=False)
+            return Word(text, number_readings(token), listed=True, spelled=False, pieces=(text,))
         return self._unlisted(token.strip("'"), text)
 
     def _unlisted(self, bare: str, text: str) -> Word:
@@ -95,15 +103,25 @@ class Dictionary:
             stem, ending = self.word(suffixed[1]), suffixed[2].casefold()
             extra = int(bool(_SUFFIX_SOUNDS[ending].search(stem.text)))
             readings = tuple(count + extra for count in stem.readings)
-            return Word(text, readings, stem.listed, stem.spelled)
+            return Word(text, readings, stem.listed, stem.spelled, stem.pieces)
         joined = bare.replace("'", "")
-        if readings_of_joined := self.table.get(joined.casefold()):  # hawai'i
-            return Word(text, readings_of_joined, listed=True, spelled=False)
+        folded = joined.casefold()
+        if readings_of_joined := self.table.get(folded):  # hawai'i
+            return Word(text, readings_of_joined, listed=True, spelled=False, pieces=(lemma(folded),))
         parts = _CAMEL.findall(joined) if joined.isascii() else []
         if len(parts) > 1:
             plural = parts[-1] == "s" and parts[-2].isupper()
             return self._compound(parts[:-1] if plural else parts, text)
-        return _guess(joined, text)
+        return self._closed_compound(folded, text) or _guess(joined, text)
+
+    def _closed_compound(self, folded: str, text: str) -> Word | None:
+        """Two listed words written as one, `tideline`: a word of the poet's own, said as its parts or its spelling."""
+        for cut in range(len(folded) - _SHORTEST_PART, _SHORTEST_PART - 1, -1):
+            first, second = folded[:cut], folded[cut:]
+            if (before := self.table.get(first)) and (after := self.table.get(second)):
+                readings = tuple(dict.fromkeys((*add_readings((before, after)), estimate(folded))))
+                return Word(text, readings, listed=False, spelled=False, pieces=(lemma(first), lemma(second)))
+        return None
 
     def _compound(self, parts: list[str], text: str) -> Word:
         words = [self.word(part) for part in parts if part.strip("'")]
@@ -112,6 +130,7 @@ class Dictionary:
             add_readings(word.readings for word in words),
             listed=all(word.listed for word in words),
             spelled=any(word.spelled for word in words),
+            pieces=tuple(piece for word in words for piece in word.pieces),
         )
 
 
@@ -160,14 +179,25 @@ def load_nltk(path: Path | None = None) -> Dictionary:
     return Dictionary({word: tuple(counts) for word, counts in table.items()}, "nltk")
 
 
+def _dotted(text: str) -> Word:
+    """Letters with a full stop after each, said one by one: `U.S.A.`, `a.m.`."""
+    letters = "".join([char for char in text if char not in ". "])
+    return Word(text, (spelled_out(letters),), listed=True, spelled=True, pieces=(letters,))
+
+
 def _guess(bare: str, text: str) -> Word:
     """A word of letters only, by its spelling; in upper case it may be an acronym."""
-    by_spelling = estimate(text)
+    by_spelling, pieces = estimate(text), (lemma(text),)
     if not is_pronounceable(text):
-        return Word(text, (by_spelling,), listed=False, spelled=True)
+        return Word(text, (by_spelling,), listed=False, spelled=True, pieces=pieces)
     if bare.isupper() and 1 < len(bare) <= _LONGEST_ACRONYM:
-        return Word(text, tuple(dict.fromkeys((spelled_out(bare), by_spelling))), listed=False, spelled=True)
-    return Word(text, (by_spelling,), listed=False, spelled=False)
+        readings = tuple(dict.fromkeys((spelled_out(bare), by_spelling)))
+        return Word(text, readings, listed=False, spelled=True, pieces=pieces)
+    return Word(text, (by_spelling,), listed=False, spelled=False, pieces=pieces)
+
+
+def _lemmas(bare: str) -> tuple[str, ...]:
+    return tuple(map(lemma, bare.split("-")))
 
 
 @cache
@@ -176,11 +206,14 @@ def _exceptions() -> dict[str, Readings]:
 
 
 def _parse(name: str) -> dict[str, Readings]:
-    """A table of `counts word word ...` lines."""
-    content = resources.files("rlhaiku.haiku").joinpath("data", name).read_bytes()
-    text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
+    """A table of `counts word word ...` lines, read one by one: all the text beside the table would be memory lost."""
     table: dict[str, Readings] = {}
-    for line in text.splitlines():
-        counts, *listed = line.split(" ")
-        table.update(dict.fromkeys(listed, tuple(map(int, counts.split(",")))))
+    unpacked = gzip.open if name.endswith(".gz") else open
+    with (
+        resources.as_file(resources.files("rlhaiku.haiku").joinpath("data", name)) as path,
+        unpacked(path, "rt", encoding="utf-8") as lines,
+    ):
+        for line in lines:
+            counts, *listed = line.split()
+            table.update(zip(listed, repeat(tuple(map(int, counts.split(","))))))
     return table

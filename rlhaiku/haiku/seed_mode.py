@@ -16,10 +16,12 @@ _WORD = re.compile(r"[a-zA-Z]+")
 _VOWELS = re.compile(r"[aeiouy]+")
 _UNSPOKEN = frozenset(("fs", "hm", "hmm", "hmmm", "mm", "sh", "shh", "ths"))
 """Listed words without a vowel: no syllable by the tutorial's rule, one in our tables."""
-_POINTS = (0.25, 0.125)
-"""Of a line, by the distance to its target."""
+_POINTS = tuple({target - 1: 0.125, target: 0.25, target + 1: 0.125} for target in TARGETS)
+"""Of each line, by its syllables."""
 _ACRONYM_LENGTHS = range(2, 7)
-_CACHED_WORDS = 1 << 15
+_CACHED = 1 << 15
+_CACHED_LENGTH = 64
+"""Longer stretches of text are not kept: the cache must not fill the memory."""
 
 
 def seed_lines(text: str, dictionary: Dictionary | None = None) -> tuple[tuple[str, int], ...]:
@@ -31,36 +33,41 @@ def seed_lines(text: str, dictionary: Dictionary | None = None) -> tuple[tuple[s
 def seed_structure(text: str, dictionary: Dictionary | None = None) -> float:
     """The tutorial's structure score of `text`, in [0, 1]."""
     count = _counts(dictionary or load_dictionary()).__getitem__
-    segments = _segments(text)
-    total = 0.25 if len(segments) == len(TARGETS) else 0.0
-    for segment, target in zip(segments, TARGETS, strict=False):
-        distance = abs(sum(map(count, _WORD.findall(segment))) - target)
-        if distance < len(_POINTS):
-            total += _POINTS[distance]
-    return total
+    total, found = 0.0, 0
+    for segment in text.split(_separator(text)):
+        if chunks := segment.split():
+            if found < len(TARGETS):
+                total += _POINTS[found].get(sum(map(count, chunks)), 0.0)
+            found += 1
+    return total + 0.25 if found == len(TARGETS) else total
 
 
 def count_segment(segment: str, dictionary: Dictionary) -> int:
     """The tutorial's syllables of a piece of text."""
-    return sum(map(_counts(dictionary).__getitem__, _WORD.findall(segment)))
+    return sum(map(_counts(dictionary).__getitem__, segment.split()))
 
 
 def _segments(text: str) -> list[str]:
-    separator = "/" if "/" in text else ". " if ". " in text else "\n"
-    return [segment for part in text.split(separator) if (segment := part.strip())]
+    return [segment for part in text.split(_separator(text)) if (segment := part.strip())]
+
+
+def _separator(text: str) -> str:
+    return "/" if "/" in text else ". " if ". " in text else "\n"
 
 
 class _Counts(dict[str, int]):
-    """The tutorial's syllables of each word seen so far: looking one up is the whole cost of a word."""
+    """The tutorial's syllables of each stretch without blanks seen so far: looking it up is all that one costs."""
 
     def __init__(self, dictionary: Dictionary) -> None:
         self._table = dictionary.table
 
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _CACHED_WORDS:
+    def __missing__(self, chunk: str) -> int:
+        count = sum([_count(word, self._table.get(word.lower())) for word in _WORD.findall(chunk)])
+        if len(self) >= _CACHED:
             self.clear()
-        self[word] = _count(word, self._table.get(word.lower()))
-        return self[word]
+        if len(chunk) <= _CACHED_LENGTH:
+            self[chunk] = count
+        return count
 
 
 @cache

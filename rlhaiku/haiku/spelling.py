@@ -15,10 +15,16 @@ _PLAIN = str.maketrans(
     | {letter.upper(): plain.upper() for letter, plain in _LIGATURES.items()}
 )
 """What Unicode normalization leaves as it is, but a dictionary spells otherwise."""
+_APOSTROPHES_FIRST = str.maketrans(_APOSTROPHES)
+"""Normalization makes a blank of the acute accent that stands for an apostrophe."""
+_FRACTIONS = {"½": "a half", "⅓": "a third", "⅔": "two thirds", "¼": "a quarter", "¾": "three quarters"}
+_FRACTION = re.compile(r"(\d?)\s?([½⅓⅔¼¾])")
+_RAISED = re.compile(r"(?<=\d)[²³¹⁰⁴-⁹]")
 
 _LETTER = r"[^\W\d_]"
+_DOTTED = rf"(?<!{_LETTER}){_LETTER}(?:(?:\.{_LETTER})+(?![^\W_])\.?|\.(?: ?{_LETTER}\.)+)"
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:(?:[sS][tT]|[nrNR][dD]|[tT][hH]|[sS])(?![^\W_]))?"
-_WORD = re.compile(rf"'?{_LETTER}+(?:['-]{_LETTER}+)*'?|{_NUMBER}|&")
+_WORD = re.compile(rf"{_DOTTED}|'?{_LETTER}+(?:['-]{_LETTER}+)*'?|{_NUMBER}|&")
 _VOWELS = re.compile(r"[aeiouy]+")
 _NOT_LATIN = re.compile(r"[^a-z]")
 
@@ -65,9 +71,16 @@ def plain(text: str) -> str:
     """`text` in its own case, without accents and invisible characters, with straight apostrophes, plain hyphens."""
     if text.isascii():
         return text.replace("`", "'")
-    decomposed = unicodedata.normalize("NFKD", text)
+    apart = _RAISED.sub(r" \g<0>", _FRACTION.sub(_in_words, text.translate(_APOSTROPHES_FIRST)))
+    decomposed = unicodedata.normalize("NFKD", apart)
     bare = "".join(char for char in decomposed if not unicodedata.combining(char))
     return unicodedata.normalize("NFC", bare).translate(_PLAIN)
+
+
+def _in_words(fraction: re.Match[str]) -> str:
+    """`½` as `half`, `3½` as `3 and a half`."""
+    whole, part = fraction[1], _FRACTIONS[fraction[2]]
+    return f"{whole} and {part} " if whole else f" {part.removeprefix('a ')} "
 
 
 def fold(text: str) -> str:
@@ -76,7 +89,7 @@ def fold(text: str) -> str:
 
 
 def tokens(line: str) -> list[str]:
-    """The words of a line in their own case: contractions and hyphenated words whole, numbers as written, `&`."""
+    """The words of a line in their own case; whole are contractions, hyphenated words and `U.S.A.`; numbers, `&`."""
     return _WORD.findall(plain(line))
 
 

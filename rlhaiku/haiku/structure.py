@@ -7,20 +7,22 @@ has the target's syllables, an eighth if some way is one off.
 
 What is not the poem never shifts the targets, and what that costs is fixed:
 
-    thoughts, template tokens, fences, rules (`---`), list marks    removed, free
-    a line ending in `:`, a `#` heading, a bold line, above at      not the poem; costs the quarter for exactly
-      least three other lines                                       three lines
-    text around the first block of three lines                      the same
-    a line on top of three lines that fit 5-7-5                     a title, the same
-    lines after the third                                           the same
+    thoughts, template tokens, role lines, tags, fences, rules      removed, free
+      (`---`), list marks
+    more than three lines                                           the poem is the best of the blocks of three lines
+                                                                    between blank lines, or if there is none the best
+                                                                    three in a row; the others cost the quarter for
+                                                                    exactly three lines
     a line with letters of another script, or too long              no points for that line
 
-So nothing that says more than its three lines earns above 0.75.
+So nothing that says more than its three lines earns above 0.75. A line that announces (`Here is one:`, `# Pond`,
+`**Pond**`) and a line cut by two slashes (`a / b / c`) are blocks of their own.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rlhaiku.haiku.dictionary import Dictionary, Word, load_dictionary
 from rlhaiku.haiku.syllables import reachable
@@ -40,14 +42,20 @@ TOO_LONG = f"longer than {MAX_LINE_CHARS} characters"
 _LINE_COUNT_POINTS = 0.25
 _POINTS_BY_DISTANCE = {0: 0.25, 1: 0.125}
 
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_THOUGHTS_BEGUN_BEFORE = re.compile(r"\A.*</think>", re.DOTALL)
+_THOUGHTS = re.compile(r"<(think|thinking)>.*?(?:</\1>|\Z)", re.DOTALL)
+_END_OF_THOUGHTS = re.compile(r"</think(?:ing)?>")
+_BREAK = re.compile(r"<br ?/?>")
+_ROLE = r"(?:system|user|assistant|model)"
 _TEMPLATE_TOKEN = re.compile(
-    r"<\|[^|\n]*\|>|</?s>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_turn>|\[/?INST\]|<｜[^｜\n]*｜>"
+    rf"(?:<\|(?:im_start|start_header_id)\|>|<start_of_turn>){_ROLE}\b|<\|[^|\n]*\|>|<｜[^｜\n]*｜>|<</?SYS>>"
+    r"|\[/?[A-Z]{3,5}\]|</?[A-Za-z][\w-]{,30}>"
 )
+_ROLE_LINE = re.compile(r"\s*(?:assistant|model)[ \t]*:?[ \t]*(?:\n|\Z)")
+_SAYS_SOMETHING = re.compile(r"[^\W_]")
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$|```", re.MULTILINE)
 _RULE = re.compile(r"[\s*=_~-]+")
 _LIST_MARK = re.compile(r"\A(?:[->*•]|\d{1,2}[.)])\s+")
+_SLASHES = re.compile(r"\s/\s")
 _HEADING = re.compile(r"#{1,6}\s.*|(\*\*|__).+\1:?|.*:[*_\s]*")
 
 
@@ -111,27 +119,31 @@ class _Spoken:
     """Bit n is set when the line can have n syllables."""
     error: str
 
-    def fits(self, target: int) -> bool:
-        return not self.error and bool(self.totals >> target & 1)
-
 
 def strip_template(text: str) -> str:
-    """`text` without thoughts, chat template tokens and code fences: what is left is what the poet says.
+    """`text` without thoughts, chat template tokens, tags and code fences: what is left is what the poet says.
 
     A `<think>` that is never closed hides everything after it; a `</think>` that was never opened (the opening tag
-    was in the prompt) everything before it.
+    was in the prompt) everything before it, unless nothing is said after it.
     """
+    parts = _END_OF_THOUGHTS.split(_THOUGHTS.sub("", text)) if "<" in text else [text]
+    said = [part for part in map(_without_tokens, parts) if _SAYS_SOMETHING.search(part)]
+    return said[-1] if said else _without_tokens(parts[0])
+
+
+def _without_tokens(text: str) -> str:
     if "<" in text or "[" in text:
-        text = _THOUGHTS_BEGUN_BEFORE.sub("", _THOUGHTS.sub("", text))
-        text = _TEMPLATE_TOKEN.sub("", text)
-    return _FENCE.sub("", text) if "```" in text else text
+        text = _TEMPLATE_TOKEN.sub("", _BREAK.sub("\n", text))
+    if "```" in text:
+        text = _FENCE.sub("", text)
+    return _ROLE_LINE.sub("", text, count=1) if _ROLE_LINE.match(text) else text
 
 
 def split_lines(text: str) -> tuple[str, ...]:
     """The lines that are not blank, trimmed, without list marks; rules such as `---` are blank.
 
-    Newlines separate. Slashes do so only in a line that stands alone, with exactly two of them (`a / b / c`): anywhere
-    else, as in `and/or`, they are part of the poem.
+    Newlines separate. Slashes do so in a line with exactly two of them, if it stands alone or has blanks around them
+    (`a / b / c`): anywhere else, as in `and/or`, they are part of the poem.
     """
     return tuple(line for block in _blocks(text) for line in block)
 
@@ -143,12 +155,7 @@ def score_structure(text: str, dictionary: Dictionary | None = None) -> Structur
     flat = blocks[0] if len(blocks) == 1 else [line for block in blocks for line in block]
     spoken = [_speak(line, dictionary) for line in flat[:MAX_LINES]]
     start = _start(blocks, spoken) if len(spoken) > len(TARGETS) else 0
-    lines = tuple(
-        [
-            _line(line, TARGETS[index - start] if 0 <= index - start < len(TARGETS) else None)
-            for index, line in enumerate(spoken)
-        ]
-    )
+    lines = tuple([_line(line, _target(index - start)) for index, line in enumerate(spoken)])
     total = _LINE_COUNT_POINTS * (len(lines) == len(TARGETS)) + sum([line.points for line in lines])
     return Structure(lines, total)
 
@@ -164,9 +171,20 @@ def _blocks(text: str) -> list[list[str]]:
         elif read < MAX_LINES:
             blocks[-1].append(line)
             read += 1
-    filled = [block for block in blocks if block]
-    parted = _headings_apart(filled) if sum(map(len, filled)) != len(TARGETS) else filled
+    cut = [part for block in blocks for part in (_slashed_apart(block) if "/" in text else [block]) if part]
+    parted = _headings_apart(cut) if sum(map(len, cut)) != len(TARGETS) else cut
     return [_bare(block) for block in parted]
+
+
+def _slashed_apart(block: list[str]) -> list[list[str]]:
+    """The block; around a line such as `a / b / c` it falls apart."""
+    parts: list[list[str]] = [[]]
+    for line in block:
+        alone = len(_SLASHES.findall(line)) == 2 and line.count("/") == 2
+        parts += [[line], []] if alone else []
+        if not alone:
+            parts[-1].append(line)
+    return parts
 
 
 def _headings_apart(blocks: list[list[str]]) -> list[list[str]]:
@@ -191,15 +209,20 @@ def _is_heading(line: str) -> bool:
 
 def _start(blocks: Sequence[Sequence[str]], spoken: Sequence[_Spoken]) -> int:
     """Which of more than three lines is the poem's first."""
-    starts = [sum(map(len, blocks[:index])) for index in range(len(blocks))]
-    for start, block in zip(starts, blocks, strict=True):
-        if len(block) == len(TARGETS) and start + len(TARGETS) <= len(spoken):
-            return start
-    if len(blocks[0]) == 1 and _is_heading(blocks[0][0]):
-        return 1
-    below = spoken[1:]
-    titled = len(below) == len(TARGETS) and all(line.fits(target) for line, target in zip(below, TARGETS, strict=True))
-    return int(titled)
+    size, last = len(TARGETS), len(spoken) - len(TARGETS)
+    ends = list(accumulate(map(len, blocks)))
+    of_blocks = [end - size for end, block in zip(ends, blocks, strict=True) if len(block) == size]
+    starts = [start for start in of_blocks if start <= last] or range(last + 1)
+    return max(starts, key=lambda start: _points(spoken[start : start + size]))  # the first of the best
+
+
+def _points(three: Sequence[_Spoken]) -> float:
+    return sum([_line(line, target).points for line, target in zip(three, TARGETS, strict=True)])
+
+
+def _target(place: int) -> int | None:
+    """Of the line at that place of the poem, which may lie outside it."""
+    return TARGETS[place] if 0 <= place < len(TARGETS) else None
 
 
 def _speak(text: str, dictionary: Dictionary) -> _Spoken:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from rlhaiku.errors import RunFailed
@@ -15,10 +16,14 @@ from rlhaiku.judge.transport import Reply, Transport
 
 WORDS = 300
 """Characters of a server's answer that an error quotes."""
+REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
+"""Statuses that say the same of every request: another address, a missing key, an unknown model."""
+DISPENSABLE = ("chat_template_kwargs", "seed")
+"""Keys of a request that not every server takes: one that a server objects to by name is left out from then on."""
 
 
 class JudgeRefused(RunFailed):
-    """The judge's server rejects the request itself, so no retry helps: names the status and the server's words."""
+    """The judge's server rejects all requests, so no retry helps: names the status and the server's words."""
 
 
 class Asker:
@@ -27,49 +32,76 @@ class Asker:
     def __init__(self, settings: JudgeSettings, transport: Transport, clock: Clock, counters: Counters) -> None:
         self._settings, self._transport, self._clock, self._counters = settings, transport, clock, counters
         self._slots = asyncio.Semaphore(settings.max_concurrency)
-        self._pace = Pace(settings.requests_per_s, clock)
+        self._pace = Pace(settings.requests_per_s, settings.give_up_s, clock)
         self._jitter = random.Random()  # several clients must not retry in step
         self._refusal: JudgeRefused | None = None
+        self._objections: frozenset[str] = frozenset()
+        self._has_answered = False
+        self._rejected = 0
         self.breaker = Breaker(settings.breaker_failures, settings.probe_interval_s, settings.give_up_s, clock)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests wait for the server: it is down, asks for patience, or may not be asked any faster."""
+        return self.breaker.is_open or self._pace.is_waiting
+
     async def ask(self, question: Question) -> str | Unjudged:
-        """The text of the answer, or Unjudged if it was cut off; raises GaveUp and JudgeRefused."""
+        """The text of the answer, or Unjudged if it was cut off or rejected; raises GaveUp and JudgeRefused."""
         body = self._body(question)
-        patience = _Patience(self._settings, self._clock)
+        failures = throttles = 0
         while True:
             try:
                 async with self._slots:
                     return await self.breaker.call(lambda: self._attempt(body))
-            except Transient as error:
-                failure = error
-            if isinstance(failure, Throttled):
+            except Throttled as error:
                 self._counters.throttled += 1
-                self._pace.pause(min(failure.retry_after_s, self._settings.give_up_s))
-            patience.spend(failure, in_outage=self.breaker.is_open)
+                self._pace.throttled(error.retry_after_s)
+                throttles += 1
+            except Transient as error:
+                failures += not self.breaker.is_open  # what an outage explains does not count
+                if failures >= self._settings.max_tries:
+                    raise GaveUp(f"failed {failures} times, last with {error.reason}", is_outage=False) from None
             self._counters.retries += 1
-            await self._clock.sleep(patience.wait_s(failure, self._jitter))
+            await self._clock.sleep(backoff_s(max(1, failures + throttles), self._jitter))
 
     async def _attempt(self, body: dict[str, Any]) -> str | Unjudged:
         if self._refusal:  # the next request would be refused as well
             raise self._refusal
         await self._pace.turn()
-        self._counters.requests += 1
         started = self._clock.now()
-        reply = await self._transport.post(body)
-        self._check(reply)
+        reply = await self._post(body)
+        if rejected := self._check(reply):
+            return rejected
         answer = self._content(reply)
         self._counters.latencies_s.append(self._clock.now() - started)
         return answer
 
-    def _check(self, reply: Reply) -> None:
-        """Sorts statuses: 200 passes, 408, 429 and 5xx are worth another try, anything else is configuration."""
-        if reply.status == 200:
-            return
+    async def _post(self, body: Mapping[str, Any], doubtful: frozenset[str] = frozenset()) -> Reply:
+        """The reply to a request without the keys that the server objects to; `doubtful` may be such keys."""
+        sent = {key: value for key, value in body.items() if key not in self._objections | doubtful}
+        self._counters.requests += 1
+        reply = await self._transport.post(sent)
+        named = {key for key in DISPENSABLE if key in sent and key in reply.text}
+        if reply.status in (400, 422) and named:
+            return await self._post(body, doubtful | named)
+        if reply.status == 200:  # a server that rejects the request without the keys as well just quoted them
+            self._objections |= doubtful
+        return reply
+
+    def _check(self, reply: Reply) -> Unjudged | None:
+        """Sorts statuses: 200 passes, 408, 429 and 5xx are worth another try, the rest is about a request or all."""
         words = f"status {reply.status}: {reply.text[:WORDS]}"
-        if reply.status == 429:
+        if reply.status == 429 or (reply.status >= 500 and reply.retry_after_s):
             raise Throttled(words, reply.retry_after_s)
         if reply.status == 408 or reply.status >= 500:
-            raise Transient(words, reply.retry_after_s)
+            raise Transient(words)
+        self._pace.answered()
+        if reply.status == 200:
+            self._has_answered = True
+            return None
+        self._rejected += 1
+        if reply.status not in REFUSALS and (self._has_answered or self._rejected < self._settings.breaker_failures):
+            return Unjudged(f"rejected with {words}")
         self._refusal = JudgeRefused(
             f"The judge at {self._settings.endpoint} must accept requests for model {self._settings.model!r}; "
             f"got {words}. Check LLM_JUDGE_URL, LLM_JUDGE_MODEL and LLM_JUDGE_API_KEY "
@@ -97,40 +129,10 @@ class Asker:
             "temperature": 0,
             "seed": 0,
             "max_tokens": question.max_tokens,
+            "chat_template_kwargs": {"enable_thinking": False},
         }
-        if self._settings.thinking_switch:
-            body["chat_template_kwargs"] = {"enable_thinking": False}
         if question.schema is not None:
             schema = {"name": "judgements", "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-
-class _Patience:
-    """How much one request has failed; what an outage explains does not count."""
-
-    def __init__(self, settings: JudgeSettings, clock: Clock) -> None:
-        self._settings, self._clock = settings, clock
-        self._failures = 0
-        self._throttles = 0
-        self._throttled_at = 0.0
-
-    def spend(self, failure: Transient, in_outage: bool) -> None:
-        """Counts a failure; raises GaveUp when it was one too many."""
-        if isinstance(failure, Throttled):
-            now = self._clock.now()
-            self._throttled_at = self._throttled_at if self._throttles else now
-            self._throttles += 1
-            if now - self._throttled_at >= self._settings.give_up_s:
-                raise GaveUp(f"throttled for {now - self._throttled_at:.0f} s", is_outage=True)
-            return
-        self._throttles = 0
-        self._failures += not in_outage
-        if self._failures >= self._settings.max_tries:
-            raise GaveUp(f"failed {self._failures} times, last with {failure.reason}", is_outage=False)
-
-    def wait_s(self, failure: Transient, jitter: random.Random) -> float:
-        """Before the next try: what the server asks for, and never less than the backoff."""
-        asked = min(failure.retry_after_s, self._settings.give_up_s)
-        backoff = backoff_s(max(1, self._failures + self._throttles), jitter)
-        return asked + backoff if isinstance(failure, Throttled) else max(asked, backoff)

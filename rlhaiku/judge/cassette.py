@@ -1,7 +1,7 @@
 """Recorded conversations with a judge, one JSON object a line, for tests without one.
 
 A request is found again by its body, so the client that records and the one that replays need the same
-`JudgeSettings.nonce_seed`. Neither the address nor any header is recorded.
+`JudgeSettings.nonce_salt`. Neither the address nor any header is recorded.
 """
 
 import json
@@ -49,7 +49,7 @@ class ReplayTransport:
         """The recorded reply; raises BadInput for a request that is not on the cassette."""
         replies = self._replies.get(_canonical(body))
         if not replies:
-            remedy = "Record again with the same settings, nonce_seed included."
+            remedy = "Record again with the same settings, nonce_salt included."
             raise BadInput("a replayed request must be on the cassette", str(self._path), remedy)
         return replies.popleft() if len(replies) > 1 else replies[0]
 

@@ -3,8 +3,8 @@
 import asyncio
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Self
 
 from rlhaiku.errors import RunFailed
@@ -12,19 +12,10 @@ from rlhaiku.judge.asking import Asker
 from rlhaiku.judge.cache import JudgeCache, cache_key
 from rlhaiku.judge.pacing import Clock, GaveUp, RealClock
 from rlhaiku.judge.parsing import Judged, Judgement, Unjudged
-from rlhaiku.judge.rubric import HaikuRubric, Nonces, PoemToJudge, Rubric
+from rlhaiku.judge.rubric import HaikuRubric, Nonces, PoemToJudge, Rubric, ask_rubric, read_answer
 from rlhaiku.judge.settings import JudgeSettings
 from rlhaiku.judge.stats import Counters, JudgeStats
 from rlhaiku.judge.transport import HttpTransport, Transport
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A poem on its way; everybody who wants its judgement waits for the same future."""
-
-    key: str
-    poem: PoemToJudge
-    answer: "asyncio.Future[Judgement]"
 
 
 class JudgeClient:
@@ -48,9 +39,9 @@ class JudgeClient:
         self._transport = transport or HttpTransport(settings)
         self._counters = Counters()
         self._asker = Asker(settings, self._transport, clock or RealClock(), self._counters)
-        self._nonces = Nonces(settings.nonce_seed)
+        self._nonces = Nonces(settings.nonce_salt)
         self._cache = JudgeCache(settings.cache_path) if settings.cache_path else None
-        self._in_flight: dict[str, asyncio.Future[Judgement]] = {}
+        self._in_flight: dict[PoemToJudge, asyncio.Future[Judgement]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -61,24 +52,35 @@ class JudgeClient:
         """
         if self._closed:
             raise RunFailed("A closed judge client was asked for judgements. Make a new one.")
-        keys = [self._key(poem) for poem in poems]
-        known = self._cached({key for key in keys if key not in self._in_flight})
-        waiting = self._take_off(keys, poems, known)
+        known = self._cached({poem for poem in poems if poem not in self._in_flight})
+        waiting = self._take_off(poems, known)
         if waiting:
             await asyncio.wait(waiting.values())  # unlike gather, it leaves the futures of others alone
-        answers = known | {key: future.result() for key, future in waiting.items()}
-        judgements = [answers[key] for key in keys]
+        answers = known | {poem: future.result() for poem, future in waiting.items()}
+        judgements = [answers[poem] for poem in poems]
         judged = sum(isinstance(judgement, Judged) for judgement in judgements)
         self._counters.judged += judged
         self._counters.unjudged += len(judgements) - judged
         return judgements
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether poems wait for a judge that is away, asks for patience or may not be asked any faster."""
+        return self._asker.is_waiting
+
+    @property
+    def signs(self) -> int:
+        """Grows with every request sent and every poem answered: what still grows does not hang."""
+        return self._counters.requests + self._counters.answers
+
     def stats(self) -> JudgeStats:
         """Everything counted so far."""
         counters, breaker = self._counters, self._asker.breaker
+        price_in, price_out = self._settings.usd_per_million
         shared = {f.name for f in fields(JudgeStats)} & {f.name for f in fields(Counters)}
         return JudgeStats(
             **{name: getattr(counters, name) for name in shared},
+            cost_usd=(counters.prompt_tokens * price_in + counters.completion_tokens * price_out) / 1e6,
             latency_p50_s=counters.percentile_s(50),
             latency_p99_s=counters.percentile_s(99),
             validity=counters.readable / counters.answers if counters.answers else 1.0,
@@ -108,44 +110,43 @@ class JudgeClient:
         await self.close()
 
     def _take_off(
-        self, keys: Sequence[str], poems: Sequence[PoemToJudge], known: Collection[str]
-    ) -> "dict[str, asyncio.Future[Judgement]]":
-        """The future of every poem that is not known; starts requests for those nobody asked for yet."""
+        self, poems: Sequence[PoemToJudge], known: Collection[PoemToJudge]
+    ) -> "dict[PoemToJudge, asyncio.Future[Judgement]]":
+        """The future of every poem that is not known; starts requests for those nobody asked for yet.
+
+        Everybody who wants a poem's judgement waits for the same future.
+        """
         loop = asyncio.get_running_loop()
-        waiting: dict[str, asyncio.Future[Judgement]] = {}
-        by_topic: dict[tuple[str, str], list[_Flight]] = defaultdict(list)
-        self._counters.poems += len(keys)
-        for key, poem in zip(keys, poems, strict=True):
-            if key in known:
+        waiting: dict[PoemToJudge, asyncio.Future[Judgement]] = {}
+        by_topic: dict[tuple[str, str], list[PoemToJudge]] = defaultdict(list)
+        self._counters.poems += len(poems)
+        for poem in poems:
+            if poem in known:
                 self._counters.cache_hits += 1
                 continue
-            if key in self._in_flight:
+            if poem in self._in_flight:
                 self._counters.shared += 1
             else:
-                self._in_flight[key] = loop.create_future()
-                by_topic[poem.topic, poem.reference].append(_Flight(key, poem, self._in_flight[key]))
-            waiting[key] = self._in_flight[key]
-        for flights in by_topic.values():
-            for start in range(0, len(flights), self._batch_size):
-                task = loop.create_task(self._fly(flights[start : start + self._batch_size]))
+                self._in_flight[poem] = loop.create_future()
+                by_topic[poem.topic, poem.reference].append(poem)
+            waiting[poem] = self._in_flight[poem]
+        for together in by_topic.values():
+            for start in range(0, len(together), self._batch_size):
+                task = loop.create_task(self._fly(together[start : start + self._batch_size]))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         return waiting
 
-    async def _fly(self, batch: Sequence[_Flight]) -> None:
+    async def _fly(self, poems: Sequence[PoemToJudge]) -> None:
         """Brings a batch to its end: every future is resolved, unless `close` cancels first."""
         try:
-            judgements = await self._settle([flight.poem for flight in batch])
+            for poem, judgement in zip(poems, await self._settle(poems), strict=True):
+                self._in_flight[poem].set_result(judgement)
         except Exception as error:  # whoever waits raises it
-            for flight in batch:
-                _fail(flight.answer, error)
-        else:
-            pairs = list(zip(batch, judgements, strict=True))
-            self._keep({flight.key: judged for flight, judged in pairs if isinstance(judged, Judged)})
-            for flight, judgement in pairs:
-                flight.answer.set_result(judgement)
-        for flight in batch:
-            del self._in_flight[flight.key]
+            for poem in poems:
+                _fail(self._in_flight[poem], error)
+        for poem in poems:
+            del self._in_flight[poem]
 
     async def _settle(self, poems: Sequence[PoemToJudge], asked: int = 0) -> list[Judgement]:
         """Judges poems of one topic; those without a readable answer are asked about again, each alone."""
@@ -164,26 +165,36 @@ class JudgeClient:
 
     async def _ask(self, poems: Sequence[PoemToJudge], asked: int) -> list[Judgement]:
         nonces = self._nonces.draw(poems[0].topic, len(poems) + 1, asked)
-        answer = await self._asker.ask(self._rubric.ask(poems, nonces))
-        judgements = [answer] * len(poems) if isinstance(answer, Unjudged) else self._rubric.read(answer, poems, nonces)
+        question = ask_rubric(self._rubric, poems, nonces)
+        answer = question if isinstance(question, Unjudged) else await self._asker.ask(question)
+        if isinstance(answer, Unjudged):
+            judgements: list[Judgement] = [answer] * len(poems)
+        else:
+            judgements = read_answer(self._rubric, answer, poems, nonces)
+        judged = {poem: one for poem, one in zip(poems, judgements, strict=True) if isinstance(one, Judged)}
         self._counters.answers += len(judgements)
-        self._counters.readable += sum(isinstance(judgement, Judged) for judgement in judgements)
-        return list(judgements)
+        self._counters.readable += len(judged)
+        self._keep(judged, 1 if asked else self._batch_size)  # who was asked about alone was judged in another mode
+        return judgements
 
-    def _key(self, poem: PoemToJudge) -> str:
-        return cache_key(poem, self._settings.model, self._rubric.version, self._batch_size)
+    def _key(self, poem: PoemToJudge, batch_size: int) -> str:
+        return cache_key(poem, self._settings.model, self._rubric.version, batch_size)
 
-    def _cached(self, keys: Collection[str]) -> dict[str, Judgement]:
+    def _cached(self, poems: Collection[PoemToJudge]) -> dict[PoemToJudge, Judgement]:
+        if not self._cache:
+            return {}
+        poem_of = {self._key(poem, self._batch_size): poem for poem in poems}
         try:
-            return dict(self._cache.get(keys)) if self._cache else {}
+            return {poem_of[key]: judged for key, judged in self._cache.get(poem_of).items()}
         except sqlite3.Error:
             self._counters.cache_errors += 1
             return {}
 
-    def _keep(self, judgements: dict[str, Judged]) -> None:
+    def _keep(self, judged: Mapping[PoemToJudge, Judged], batch_size: int) -> None:
+        if not self._cache:
+            return
         try:
-            if self._cache:
-                self._cache.put(judgements)
+            self._cache.put({self._key(poem, batch_size): one for poem, one in judged.items()})
         except sqlite3.Error:
             self._counters.cache_errors += 1
 

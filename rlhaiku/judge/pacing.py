@@ -1,6 +1,7 @@
 """When a request may go: the rate limit, the pause a server asks for, and the circuit breaker."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -36,13 +37,17 @@ class RealClock:
 class Transient(Exception):
     """A request failed in a way that another try may cure; `reason` holds no secret."""
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(reason, retry_after_s)
-        self.reason, self.retry_after_s = reason, retry_after_s
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Throttled(Transient):
-    """The server asks for patience (429): it is alive, so this is no failure to the breaker."""
+    """The server asks for patience (429, or Retry-After): it is alive, so this is no failure to the breaker."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class GaveUp(Exception):
@@ -60,22 +65,42 @@ def backoff_s(tries: int, rng: random.Random) -> float:
 
 
 class Pace:
-    """A token bucket, and the pause that a 429 asks of everybody."""
+    """A token bucket, and the pause that a throttling server asks of everybody.
 
-    def __init__(self, requests_per_s: float, clock: Clock) -> None:
-        self._rate, self._clock = requests_per_s, clock
+    From the first request that is throttled until one is answered lasts a spell; once it has lasted `give_up_s`,
+    whoever would have to wait longer gets GaveUp instead.
+    """
+
+    def __init__(self, requests_per_s: float, give_up_s: float, clock: Clock) -> None:
+        self._rate, self._give_up_s, self._clock = requests_per_s, give_up_s, clock
         self._most = max(1.0, requests_per_s)
         self._tokens, self._filled_at = self._most, clock.now()
         self._not_before = clock.now()
+        self._give_up_at = math.inf  # finite during a spell
 
-    def pause(self, seconds: float) -> None:
-        """Nobody goes for so long."""
-        self._not_before = max(self._not_before, self._clock.now() + seconds)
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a spell lasts, or somebody waits for a token."""
+        tokens = self._tokens + (self._clock.now() - self._filled_at) * self._rate
+        return self._give_up_at < math.inf or tokens < 0
+
+    def throttled(self, retry_after_s: float) -> None:
+        """Nobody goes for so long, or for `give_up_s` if that is less; raises GaveUp at the end of patience."""
+        now = self._clock.now()
+        self._give_up_at = min(self._give_up_at, now + self._give_up_s)
+        self._not_before = max(self._not_before, now + min(retry_after_s, self._give_up_s))
+        self._check_patience()
+
+    def answered(self) -> None:
+        """Ends a spell, unless this is the late answer to a request that was sent before its pause."""
+        if self._clock.now() >= self._not_before:
+            self._give_up_at = math.inf
 
     async def turn(self) -> None:
-        """Waits for one token and for the end of the pause."""
-        while (wait := self._not_before - self._clock.now()) > 0:
-            await self._clock.sleep(wait)
+        """Waits for one token and for the end of the pause; raises GaveUp at the end of patience."""
+        while (now := self._clock.now()) < self._not_before:
+            self._check_patience()
+            await self._clock.sleep(min(self._not_before, self._give_up_at) - now)
         if not self._rate:
             return
         now = self._clock.now()
@@ -83,6 +108,11 @@ class Pace:
         self._filled_at = now
         if self._tokens < 0:  # a debt: whoever comes next waits longer, so the order is kept
             await self._clock.sleep(-self._tokens / self._rate)
+
+    def _check_patience(self) -> None:
+        late_s = self._clock.now() - self._give_up_at
+        if late_s >= 0:
+            raise GaveUp(f"throttled for {self._give_up_s + late_s:.0f} s", is_outage=True)
 
 
 class Breaker:
@@ -131,6 +161,7 @@ class Breaker:
         try:
             result = await attempt()
         except Throttled:
+            self._succeeded()
             raise
         except Transient:
             self._failed()

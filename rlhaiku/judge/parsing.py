@@ -32,27 +32,32 @@ OUT_OF = rf"\s*(?:/|out of)\s*(?P<max>{NUMBER})"
 END = r"(?!\s*[-–/]\s*[0-9])(?!\s*out of)(?![.,]?[0-9])(?![^\W_])"
 VALUE = rf"(?P<value>{NUMBER})(?:{OUT_OF})?{END}"
 ALONE = re.compile(rf"{VALUE}\.?", re.IGNORECASE)
+# A labelled number ends its clause, unless it says out of how many: `Score: 3 lines` counts something else.
 LABELLED = re.compile(
-    rf"\b(?:(?:score|rating|total)\b\s*(?:\([^()]*\)\s*)?(?:is|:|=)\s*"
-    rf"|(?:give|rate)\s+(?:it|this|this (?:haiku|poem)|the (?:haiku|poem))\s+(?:an?\s+)?){VALUE}",
+    rf"(?<![\w'\"‘“])(?:(?:score|rating|total)\b\s*(?:\([^()]*\)\s*)?(?:is|:|=)\s*"
+    rf"|(?:give|rate)\s+(?:it|this|this (?:haiku|poem)|the (?:haiku|poem))\s+(?:an?\s+)?)"
+    rf"(?P<value>{NUMBER})(?:{OUT_OF}{END}|{END}(?=\s*(?:points?\b\s*)?(?:[.,;!]+(?:\s|$)|\n|$)))",
     re.IGNORECASE,
 )
 FRACTION = re.compile(rf"(?<![\w.,/-])(?P<value>{NUMBER}){OUT_OF}{END}", re.IGNORECASE)
+FORM = r"\b[0-9]+(?:\s*[-–]\s*[0-9]+){2}\b"
 CODE_FENCE = re.compile(r"[^`]*```(?:json)?\s*(?P<body>\{[^`]*\})\s*```[^`]*", re.IGNORECASE)
 
 
 def parse_number(answer: str, max_score: float) -> float | Unjudged:
-    """The points a plain-text answer gives: it is a number, or labels one (`Score: 7`), or holds one `7/10`."""
+    """The points a plain-text answer gives: it is a number, or labels one (`Score: 7`), or holds one `7/10`.
+
+    A text with any other number in it, but for the form and the scale, is `Unjudged`: either might be the score.
+    """
     text = _without_thinking(answer)
     if text is None:
         return Unjudged("the answer breaks off inside a thinking trace")
     text = text.replace("*", "").strip()
     alone = ALONE.fullmatch(text)
-    found = [alone] if alone else list(LABELLED.finditer(text)) or list(FRACTION.finditer(text))
-    values = {(float(match["value"]), float(match["max"] or max_score)) for match in found}
-    if len(values) != 1:
+    found = alone or LABELLED.search(text) or FRACTION.search(text)
+    if not found or _has_number(text[: found.start()] + " " + text[found.end() :], max_score):
         return Unjudged(f"no clear score in the answer {text[:80]!r}")
-    value, maximum = values.pop()
+    value, maximum = float(found["value"]), float(found["max"] or max_score)
     if maximum != max_score:
         return Unjudged(f"a score out of {maximum:g} instead of {max_score:g}")
     return value if 0 <= value <= max_score else _out_of_range("score", value, max_score)
@@ -108,5 +113,11 @@ def _without_thinking(answer: str) -> str | None:
     return None if "<think>" in rest else rest.strip()
 
 
+def _has_number(text: str, max_score: float) -> bool:
+    """Whether a number is left in a text once the form (5-7-5) and the scale (0-10) are taken out."""
+    scale = rf"\b[01]\s*(?:-|–|to)\s*{re.escape(f'{max_score:g}')}\b"
+    return re.search(r"\d", re.sub(f"{FORM}|{scale}", "", text)) is not None
+
+
 def _out_of_range(name: str, value: float, most: float) -> Unjudged:
-    return Unjudged(f"{name} {value:g} is outside 0 to {most:g}")
+    return Unjudged(f"{name} {str(value)[:20]} is outside 0 to {most:g}")  # an int may be too long to format

@@ -104,18 +104,21 @@ Answer with one JSON object only. Its keys are the codes of the poem fences, eac
 
 
 class PromptRubric:
-    """A plain function `build_prompt(topic, poem, reference) -> str`: one poem a request, a number as the answer.
+    """A plain `build_prompt(topic, poem, reference) -> str`: one poem a request, a number as the answer.
 
-    The function receives topic, poem and reference already fenced. Its attributes `max_score` (default 10) and
-    `version` (default: a hash of its source, blind to what a closure captured) are used when it has them.
+    It receives topic, poem and reference already fenced, the reference by name or not at all if it has no third place.
+    `max_score` (default 10) and `version` (default: a hash of its source, blind to what a closure captured) are used
+    when its `owner`, or the function itself, has such attributes.
     """
 
     max_poems = 1
 
-    def __init__(self, build_prompt: Callable[[str, str, str], str]) -> None:
-        self._build = build_prompt
-        self.max_score = float(getattr(build_prompt, "max_score", 10))
-        self.version = f"prompt-{getattr(build_prompt, 'version', None) or _source_hash(build_prompt)}"
+    def __init__(self, build_prompt: Callable[..., str], owner: object = None) -> None:
+        owner = build_prompt if owner is None else owner
+        self._build = _of_three(build_prompt)
+        self.max_score = float(getattr(owner, "max_score", 10))
+        version = getattr(owner, "version", None) or _source_hash(build_prompt)
+        self.version = f"prompt-{version}"
 
     def ask(self, poems: Sequence[PoemToJudge], nonces: Sequence[str]) -> Question:
         """The user's prompt, with the fence's meaning in front."""
@@ -174,16 +177,82 @@ def load_rubric(path: str) -> Rubric:
 
 
 def as_rubric(given: object) -> Rubric:
-    """A rubric by value: a rubric, a rubric class without arguments, or a `build_prompt` function."""
-    candidate = given() if inspect.isclass(given) else given
+    """A rubric by value: a rubric, an object with `build_prompt`, a class of either, or a `build_prompt` function.
+
+    Raises BadInput for anything else, and for a class that cannot be made without arguments.
+    """
+    candidate = _made(given) if inspect.isclass(given) else given
     if all(callable(getattr(candidate, name, None)) for name in ("ask", "read")):
         missing = [name for name in ("version", "max_poems") if not hasattr(candidate, name)]
         if missing:
             raise BadInput("a rubric has version and max_poems", repr(given), f"Add {', '.join(missing)}.")
         return cast(Rubric, candidate)
-    if callable(candidate):
-        return PromptRubric(cast(Callable[[str, str, str], str], candidate))
-    raise BadInput("a rubric has ask() and read(), or is a function build_prompt(topic, poem, reference)", given, "")
+    build_prompt = getattr(candidate, "build_prompt", candidate)
+    if callable(build_prompt):
+        return PromptRubric(build_prompt, owner=candidate)
+    rule = "a rubric has ask() and read(), or build_prompt(topic, poem, reference), or is such a function"
+    raise BadInput(rule, repr(given), "Give it one of these methods.")
+
+
+def ask_rubric(rubric: Rubric, poems: Sequence[PoemToJudge], nonces: Sequence[str]) -> Question | Unjudged:
+    """The question about `poems`; Unjudged if the rubric, which may be a user's, raises."""
+    try:
+        return rubric.ask(poems, nonces)
+    except Exception as error:
+        return _failed(error)
+
+
+def read_answer(rubric: Rubric, answer: str, poems: Sequence[PoemToJudge], nonces: Sequence[str]) -> list[Judgement]:
+    """What the rubric reads in an answer, in the order of `poems`; Unjudged where it raises or leaves its range."""
+    try:
+        found = list(rubric.read(answer, poems, nonces))
+        if len(found) != len(poems):
+            raise ValueError(f"{len(found)} judgements for {len(poems)} poems")
+        return [_in_range(judgement) for judgement in found]
+    except Exception as error:
+        return [_failed(error)] * len(poems)
+
+
+def _in_range(judgement: Judgement) -> Judgement:
+    """The judgement in plain floats; raises what float() does."""
+    if isinstance(judgement, Unjudged):
+        return judgement
+    score = float(judgement.score)
+    if not 0 <= score <= 1:
+        return Unjudged(f"the rubric's score must be in 0 to 1; it was {score:g}")
+    return Judged(score, {str(name): float(points) for name, points in judgement.points.items()})
+
+
+def _failed(error: Exception) -> Unjudged:
+    return Unjudged(f"the rubric failed: {type(error).__name__}: {error}")
+
+
+def _made(rubric_class: type) -> object:
+    try:
+        return rubric_class()
+    except TypeError as error:
+        remedy = f"{error}. Pass an instance instead of the class."
+        raise BadInput("a rubric class must need no arguments", rubric_class.__name__, remedy) from None
+
+
+def _of_three(build_prompt: Callable[..., str]) -> Callable[[str, str, str], str]:
+    """`build_prompt` as a function of topic, poem and reference; raises BadInput if it does not take a poem."""
+    if _takes(build_prompt, "", "", ""):
+        return build_prompt
+    if _takes(build_prompt, "", "", reference=""):
+        return lambda topic, poem, reference: build_prompt(topic, poem, reference=reference)
+    if _takes(build_prompt, "", ""):
+        return lambda topic, poem, reference: build_prompt(topic, poem)
+    remedy = "Write build_prompt(topic, poem, reference)."
+    raise BadInput("a prompt function takes a topic, a poem and perhaps a reference", repr(build_prompt), remedy)
+
+
+def _takes(function: Callable[..., object], *arguments: str, **named: str) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def _schema(codes: Sequence[str], criteria: Mapping[str, int]) -> dict[str, Any]:

@@ -42,10 +42,10 @@ class JudgeSettings:
     """An outage (or a spell of 429) must last this long before its poems become `Unjudged`."""
     cache_path: Path | None = None
     """SQLite file on a local disk, shared by all clients that name it; None is no cache."""
-    nonce_seed: str = field(default="", repr=False)
-    """Makes the fences' nonces the same in every run; empty draws them from the system's randomness."""
-    thinking_switch: bool = True
-    """Send `chat_template_kwargs: {enable_thinking: false}`; turn off for servers that refuse the key."""
+    nonce_salt: str = field(default="", repr=False)
+    """What the fences' nonces derive from, so that a resumed run asks the same; empty draws a new one."""
+    usd_per_million: tuple[float, float] = (0.0, 0.0)
+    """Price of a million prompt tokens, and of a million completion tokens."""
 
     def __post_init__(self) -> None:
         _check_url(self.url)

@@ -8,6 +8,8 @@ from rlhaiku.judge.pacing import BreakerState
 
 RECENT = 4096
 """Latencies kept for percentiles."""
+MOST_TOKENS = 10**9
+"""In one answer; what claims more is nonsense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,16 @@ class JudgeStats:
     """Sent, retries included."""
     retries: int
     throttled: int
-    """Answers of status 429."""
+    """Answers that ask to come back later: status 429, or 5xx with Retry-After."""
     cache_errors: int
     """Reads or writes that the cache file refused; the poems were judged without it."""
     prompt_tokens: int
     """As the server's `usage` says."""
     completion_tokens: int
+    cost_usd: float
+    """Of these tokens, at the price in the settings."""
+    answers: int
+    """Per-poem answers of the judge, readable or not."""
     latency_p50_s: float
     """Over the last 4096 answered requests; 0 before the first."""
     latency_p99_s: float
@@ -75,4 +81,5 @@ class Counters:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    """A number of tokens; what cannot be one is 0."""
+    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0

@@ -1,10 +1,13 @@
 """One POST to the judge, over HTTP; a seam that cassettes and tests replace."""
 
+import asyncio
 import email.utils
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urljoin, urlsplit
 
 from rlhaiku.errors import BadInput
 from rlhaiku.judge.pacing import Transient
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 4.0
 """Idle connections go before uvicorn, which serves vLLM, drops them at 5 s: a request must not meet that moment."""
+
+MOST_HOPS = 50
+"""Redirects of one request: Modal sends one after each 150 s of waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +53,17 @@ class HttpTransport:
         self._secrets = [settings.api_key]
 
     async def post(self, body: Mapping[str, Any]) -> Reply:
-        """Posts `body` as JSON. Redirects are not followed: they could carry the key elsewhere."""
+        """Posts `body` as JSON.
+
+        The only redirect that is followed is a 303 to the same server, where the answer will be (a web function on
+        Modal that takes more than 150 s); others could carry the key elsewhere.
+        """
         session = self._session = self._session or self._open()
         import aiohttp
 
         try:
-            async with session.post(self._settings.endpoint, json=body, allow_redirects=False) as response:
-                text = (await response.read()).decode("utf-8", "replace")
-                retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
-                return Reply(response.status, self._redacted(text), retry_after_s)
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await self._converse(session, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # The chain is cut: aiohttp's errors may hold the request with its headers.
             raise Transient(self._redacted(f"{type(error).__name__}: {error}")) from None
@@ -80,8 +88,30 @@ class HttpTransport:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.max_concurrency, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=connect_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         )
+
+    async def _converse(self, session: "aiohttp.ClientSession", body: Mapping[str, Any]) -> Reply:
+        """The last reply, after as many redirects as it takes."""
+        reply, onward = await self._exchange(session.post(self._settings.endpoint, json=body, allow_redirects=False))
+        hops = 0
+        while onward and hops < MOST_HOPS:
+            reply, onward = await self._exchange(session.get(onward, allow_redirects=False))
+            hops += 1
+        return reply
+
+    async def _exchange(self, request: "AbstractAsyncContextManager[aiohttp.ClientResponse]") -> tuple[Reply, str]:
+        """A reply, and the address of the one that will follow it; empty if none will, or on another server."""
+        async with request as response:
+            text = (await response.read()).decode("utf-8", "replace")
+            retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
+            reply = Reply(response.status, self._redacted(text), retry_after_s)
+            if reply.status != 303:
+                return reply, ""
+            here = str(response.url)
+            onward = urljoin(here, response.headers.get("Location", ""))
+            return reply, onward if urlsplit(onward)[:2] == urlsplit(here)[:2] else ""
 
     def _redacted(self, text: str) -> str:
         for secret in filter(None, self._secrets):

@@ -12,19 +12,20 @@ everything before it durable, so it never ends before the checkpoint it was call
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from rlhaiku.errors import BadInput, RunFailed
+from rlhaiku.errors import BadInput, OutputFailed, RunFailed
 from rlhaiku.events import GroupEvent, GroupsClaimed, GroupsDropped, GroupsGenerated, GroupsScored, GroupsTrained
-from rlhaiku.files import flush
+from rlhaiku.files import flush, refused, writing
 from rlhaiku.ledger.rows import completion_row, read_completion, read_reward, reward_row, wanted
 from rlhaiku.ledger.schema import APPLICATION_ID, TABLES, VERSION
 from rlhaiku.types import Group, GroupKey, GroupRequest, ScoredGroup
@@ -112,12 +113,17 @@ class StepLineage:
 class Ledger:
     """An open ledger, and the only one to write it. An `EventSink` once an attempt has begun."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file or makes it. Raises LedgerLocked or LedgerUnusable."""
+    def __init__(self, path: Path, backup: Path | None = None) -> None:
+        """Opens the file, or where it is missing makes it, from `backup` if there is one.
+
+        Raises LedgerLocked, LedgerUnusable, or OutputFailed when the disk is full or read-only.
+        """
         self.path = path
         self._attempt: int | None = None
         self._lock = _take_lock(path)
         try:
+            if not path.exists():
+                _restore(path, backup)
             self._db = _open(path)
         except BaseException:
             self._lock.close()
@@ -138,7 +144,7 @@ class Ledger:
         """Starts the next attempt from a checkpoint of `resumed_step` train steps; returns its number, from 1.
 
         Rows of `resumed_step` and later steps leave the lineage; they stay readable, and attempts of the same
-        `fingerprint` (of the settings that decide the weights) can recall them.
+        `fingerprint` (of all that decides the weights) can recall them.
         Raises LedgerUnusable when the ledger lacks a step that the checkpoint has.
         """
         self._check_reaches(resumed_step)
@@ -151,6 +157,11 @@ class Ledger:
         assert attempt is not None
         self._attempt = attempt
         return attempt
+
+    def last_fingerprint(self) -> str:
+        """That of the newest attempt; empty if there was none."""
+        row = self._db.execute("SELECT fingerprint FROM attempts ORDER BY attempt DESC LIMIT 1").fetchone()
+        return row[0] if row else ""
 
     def record(self, event: GroupEvent) -> None:
         """Writes one event; evaluation groups are left out. Raises LedgerFailed."""
@@ -309,16 +320,31 @@ def _take_lock(path: Path) -> IO[str]:
         raise LedgerUnusable("a ledger's directory must be writable", str(path), f"{error.strerror}.") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
         lock.close()
         remedy = f"Process {owner} does; wait for it, stop it, or choose another directory."
         raise LedgerLocked("only one run may write a ledger", str(path), remedy) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    except OSError as error:
+        lock.close()
+        raise LedgerUnusable("a ledger must lie where files can be locked", str(path), f"{error.strerror}.") from error
+    with suppress(OSError):  # only said to a second run; a full disk is noticed by the ledger itself
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())
     return lock
+
+
+def _restore(path: Path, backup: Path | None) -> None:
+    """Copies a backup into an empty place; what SQLite kept beside the lost file would spoil the new one."""
+    with writing(path):
+        for name in ("-wal", "-shm"):
+            path.with_name(path.name + name).unlink(missing_ok=True)
+        if backup:
+            partial = path.with_suffix(".partial")
+            shutil.copyfile(backup, partial)
+            flush(partial)
+            partial.replace(path)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -326,16 +352,26 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     except sqlite3.Error as error:
-        raise LedgerUnusable("a ledger must be readable and writable", str(path), f"{error}.") from error
+        raise _refusal(path, error) from error
     try:
         _prepare(db, path)
     except sqlite3.Error as error:
         db.close()
-        raise LedgerUnusable("a ledger must be intact and writable", f"{path}: {error}", RESTORE) from error
+        raise _refusal(path, error) from error
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> BadInput | OutputFailed:
+    """What to raise: only a damaged file is to be replaced; a full disk leaves it as good as it was."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds to say more
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return LedgerUnusable("a ledger must be intact", f"{path}: {error}", RESTORE)
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return refused(path, str(error))
+    return LedgerUnusable("a ledger must be readable and writable", f"{path}: {error}", "See who else has it open.")
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

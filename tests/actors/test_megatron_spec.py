@@ -44,10 +44,41 @@ def test_logits_and_gradients_of_norms_are_those_of_transformers(size, sequence_
 
 
 @pytest.mark.slime
-def test_a_resumed_optimizer_goes_on_as_if_nothing_had_happened(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_rotary_embedding_is_megatrons_to_the_bit(dtype):
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_thd
+
+    from actors.trainers.megatron_spec import rotate_packed
+
+    one_rank = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+    starts, angles = torch.tensor([0, 7, 19, 24], dtype=torch.int32), torch.randn(12, 1, 1, 64)
+    theirs = torch.randn(24, 4, 64, dtype=dtype, requires_grad=True)
+    ours, weight = theirs.detach().clone().requires_grad_(), torch.randn(24, 4, 64, dtype=dtype)
+    expected = _apply_rotary_pos_emb_thd(theirs, starts, angles, cp_group=one_rank)
+    found = rotate_packed(ours, starts, angles, cp_group=one_rank, rotary_interleaved=False, mscale=1.0)
+    for output in (expected, found):
+        (output * weight).sum().backward()
+    assert torch.equal(found, expected) and torch.equal(ours.grad, theirs.grad)
+
+
+def needs_checkpoints_of_torchs_adam():
+    pytest.importorskip("megatron.core")
+    from megatron.core import __version__ as version
+
+    if tuple(int(part) for part in version.split(".")[:2]) < (0, 19):
+        pytest.skip(f"megatron-core {version} cannot save torch's Adam: distrib_optimizer.py, line 1670")
+
+
+@pytest.mark.slime
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("size", "tensor_parallel"), [(1, 1), (2, 1), (2, 2)])
+def test_a_resumed_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, size, tensor_parallel):
+    needs_checkpoints_of_torchs_adam()
     (tmp_path / "checkpoint").mkdir()
-    [found] = run_all(("resume", tmp_path / "checkpoint", free_port()))
-    assert found == {"equal": True, "steps": [3.0]}
+    port = free_port()
+    ranks = [("resume", tmp_path / "checkpoint", rank, size, port, tensor_parallel) for rank in range(size)]
+    assert run_all(*ranks) == [{"equal": True, "steps": [3.0]}] * size
 
 
 def test_adam_has_a_counter_for_each_weight_again():

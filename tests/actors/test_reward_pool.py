@@ -13,7 +13,10 @@ from actors.reward_pool import INLINE_BELOW, RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.waiting import RayEvents
 from rlhaiku.errors import CrashLoop
+from rlhaiku.haiku.reward import HaikuReward
+from rlhaiku.judge import JudgeSettings
 from rlhaiku.types import Scored
+from tests.judge_server import ServerThread
 from tests.tiny import make_scored
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
@@ -37,9 +40,9 @@ def groups(count, size=4):
 def make_pool():
     crews = []
 
-    def make(reward=length, workers=2, **options):
-        events, started = RayEvents(timeout_s=60), []
-        spec = RewardSpec(((reward, 1.0),))
+    def make(reward=length, workers=2, timeout_s=60, judge=None, **options):
+        events, started = RayEvents(timeout_s), []
+        spec = RewardSpec(((reward, 1.0),), judge, timeout_s=0.2)
 
         def spawn(index):
             started.append(index)
@@ -90,6 +93,36 @@ def test_what_kills_every_worker_ends_the_run(make_pool):
     with pytest.raises(CrashLoop, match="reward worker 0 must not die 3 times in a row"):
         events.next("scores")
     assert started == [0, 0, 0]
+
+
+def test_poems_that_a_reward_hangs_on_are_unscored_and_workers_replaced(make_pool):
+    def hangs_now_and_then(prompt, text):
+        if text == "poem 1":
+            time.sleep(3600)
+        return len(text)
+
+    pool, events, started = make_pool(hangs_now_and_then, workers=1, timeout_s=2)
+    for start in range(0, 12, 4):
+        pool.submit(groups(12)[start : start + 4])
+        for scored in collect(events, 4):
+            assert [isinstance(reward, Scored) for reward in scored.rewards] == [True, False, True, True]
+    assert started == [0, 0], "eight threads were left behind; nobody was killed for being silent"
+
+
+@pytest.mark.parametrize("trouble", ["asks for an hour", "is slow"])
+def test_a_judge_may_keep_poems_for_longer_than_anybody_may_be_silent(make_pool, trouble):
+    with ServerThread() as server:
+        server.always, server.retry_after = ("429", "3600") if trouble == "asks for an hour" else ("", "1")
+        server.per_poem_s = 0.5
+        judge = JudgeSettings(server.url, max_concurrency=1, poems_per_request=1, give_up_s=4.0)
+        pool, events, started = make_pool(HaikuReward(gate="off"), 1, timeout_s=1.5, judge=judge, has_judge=True)
+        pool.submit(groups(2))
+        rewards = [reward for scored in collect(events, 2) for reward in scored.rewards]
+    assert started == [0], "the worker was silent for 4 s, and nobody killed it"
+    if trouble == "is slow":
+        assert all("style" in reward.components for reward in rewards)
+    else:
+        assert all("throttled for" in reward.reason for reward in rewards)
 
 
 def test_small_submissions_are_scored_in_this_process(make_pool):

@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from actors.trainers.slime_arguments import SlimeRun, parse_flags, slime_arguments, slime_flags
+from actors.trainers.slime_arguments import SlimeRun, parse_flags, slime_flags
+from launch.checks import check_settings
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 from tests.actors.qwen3_shapes import QWEN3
@@ -82,9 +83,11 @@ def test_a_reference_model_only_for_a_kl_term(model):
     assert "--calculate-per-token-loss" not in flags
 
 
-def test_a_resumed_run_loads_its_checkpoint_and_keeps_its_reference(model):
-    flags = flags_of(model, "algorithm.kl_coef=0.01", load="/ckpt/step-7", start_step=7)
-    assert (flags["--load"], flags["--ref-load"], flags["--start-rollout-id"]) == ("/ckpt/step-7", str(model), "7")
+def test_a_bound_on_ratios_is_refused_as_slime_has_none(model):
+    with pytest.raises(BadInput, match=r"algorithm\.max_importance_ratio asks; got 2\.0\. Set it to 0"):
+        flags_of(model, "algorithm.max_importance_ratio=2")
+    with pytest.raises(BadInput, match="max_importance_ratio"):
+        check_settings(load_config("reference", ["algorithm.max_importance_ratio=2"]))
 
 
 def test_without_transformer_engine(model):
@@ -178,9 +181,3 @@ def test_a_missing_flag_does_not_end_the_process(slime):
         parse_flags([])
     with pytest.raises(SystemExit):  # argparse is itself again
         argparse.ArgumentParser().parse_args(["--unknown"])
-
-
-def test_the_first_sync_is_called_the_version_the_run_has(slime, model, monkeypatch):
-    monkeypatch.setattr("actors.trainers.slime_arguments.slime_flags", lambda *_: GOOD)
-    args = slime_arguments(load_config("reference"), model, run_with(first_version=7))
-    assert args.update_weight_start_version + 1 == 7

@@ -12,8 +12,9 @@ from actors.actor import Actor
 from actors.engines.sglang_engine import HeldWeights
 from actors.engines.sglang_server import engine_tensors
 from actors.slime_sync import SentTensors, _complaint
+from actors.trainers.megatron_trainer import _number
 from actors.waiting import wait_for, wait_for_all
-from rlhaiku.errors import ActorDied, ActorFailed
+from rlhaiku.errors import ActorDied, ActorFailed, RunFailed
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 SENT = SentTensors({"a.weight": "1", "norm.weight": "2"}, 8)
@@ -50,6 +51,13 @@ def test_tensors_are_joined_and_padded_as_sglang_holds_them():
     assert padded.shape == (128, 2) and padded[70:].eq(0).all() and padded[:70].eq(1).all()
     [(name, same)] = engine_tensors([("model.norm.weight", q)])
     assert same is q
+
+
+def test_what_slime_does_not_log_is_no_zero():
+    row = {"train/loss": 0.5, "train/grad_norm": 2.0}
+    assert _number(row, "train/grad_norm") == 2.0 and _number(row, "train/kl_loss") == 0.0
+    with pytest.raises(RunFailed, match=r"must log train/pg_clipfrac .* train/grad_norm, train/loss"):
+        _number(row, "train/pg_clipfrac")
 
 
 class Worker:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,8 +36,6 @@ def make_train_batch(step=0, algorithm=None):
 
 def on_policy(trainer, batch):
     """The same batch with rollout logprobs of the trainer's current weights."""
-    from dataclasses import replace
-
     groups = []
     for group in batch.groups:
         [pack] = pack_groups([group], 10_000, True)
@@ -63,6 +62,18 @@ def test_a_step_raises_what_was_better_than_its_group(make_trainer):
     assert stats.clip_fraction == 0
     assert stats.grad_norm > 0
     assert stats.num_loss_tokens == batch.num_loss_tokens
+
+
+def test_tokens_beyond_the_bound_on_ratios_are_counted(make_trainer):
+    batch = make_train_batch()
+
+    def unlikely(sample):
+        return replace(sample, rollout_logprobs=(-9.0, *sample.rollout_logprobs[1:]))  # the model's are about -6
+
+    groups = tuple(replace(group, samples=tuple(map(unlikely, group.samples))) for group in batch.groups)
+    trainers = make_trainer(), make_trainer(AlgorithmConfig(max_importance_ratio=2.0))
+    shares = [trainer.train_step(replace(batch, groups=groups)).truncated_fraction for trainer in trainers]
+    assert shares == [0, batch.num_samples / batch.num_loss_tokens]
 
 
 def test_optimizer_steps_divide_the_batch(make_trainer):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import Qwen3Config
 
-from actors.engines.vllm_engine import checkpoint_views, group_seed, kv_cache_bytes
+from actors.engines import vllm_engine
+from actors.engines.vllm_engine import VllmEngine, capture_sizes, checkpoint_views, group_seed, kv_cache_bytes
 from actors.weight_slots import checksum
 from rlhaiku.errors import WeightMismatch
 from tests.tiny import make_request
@@ -46,6 +47,18 @@ def test_fused_weights_are_written_and_read_under_their_names_in_a_checkpoint():
     assert torch.equal(model.layer.qkv_proj.weight, expected)
     assert torch.equal(model.model.embed_tokens.weight[:10], sent["model.embed_tokens.weight"])
     assert checksum(views[name] for name in sent) == checksum(sent.values())
+
+
+def test_the_whole_batch_has_a_graph_and_few_sizes_do():
+    assert capture_sizes(256) == [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256]
+    assert capture_sizes(100)[-2:] == [96, 100] and capture_sizes(1) == [1] and capture_sizes(2048)[-2:] == [1024, 2048]
+
+
+def test_views_are_cut_once(monkeypatch):
+    engine, cut = VllmEngine.__new__(VllmEngine), []
+    engine._views, engine._model = {}, Fused()
+    monkeypatch.setattr(vllm_engine, "checkpoint_views", lambda model, shapes: cut.append(model) or {"a": model})
+    assert engine._own(CHECKPOINT) is engine._own(CHECKPOINT) and len(cut) == 1
 
 
 def test_a_weight_without_a_place_is_named():

@@ -112,6 +112,21 @@ def test_an_actor_that_cannot_start_is_not_a_death():
     assert not isinstance(error.value, ActorDied), "starting it again would not help"
 
 
+def test_a_successor_that_cannot_start_died_and_in_the_end_is_a_crash_loop(start):
+    crew = Crew("engine", lambda place: ray.remote(num_cpus=0)(Broken).remote(), 1)
+    crew.actors[0] = start("engine 0")
+    deaths = []
+    with pytest.raises(CrashLoop, match="no such model"):
+        crew.replace(crew.actors[0], ActorDied("the first"))
+        while True:
+            successor = crew.actors[0]
+            with pytest.raises(ActorDied, match="no such model") as death:
+                wait_for(successor.handle.__ray_ready__.remote(), 30, successor)
+            deaths.append(death.value)
+            crew.replace(successor, death.value)
+    assert len(deaths) == MAX_DEATHS - 1
+
+
 def test_events_come_in_order_of_arrival(start):
     slow, quick = start("the slow one"), start("the quick one")
     events = RayEvents(timeout_s=30)
@@ -157,9 +172,10 @@ def test_an_actor_that_goes_on_giving_signs_may_be_busy_for_longer_than_the_dead
 
 def test_the_clock_stops_while_somebody_is_paused(start):
     worker, events, asked = start("the waiting worker"), RayEvents(timeout_s=0.2), []
-    events.pause_while(lambda: asked.append(1) or len(asked) < 4)
+    wait_for(worker.handle.answer.remote("up"), 30, worker, "to be up")
+    events.pause_while(lambda: asked.append(1) or len(asked) < 4, lambda: [worker])
     events.expect(worker.handle.sleep.remote(60), worker, "a nap", StepTrained)
-    with pytest.raises(ActorDied, match="the waiting worker"):
+    with pytest.raises(ActorDied, match=r"the waiting worker[\s\S]*It last finished: to be up"):
         events.next("scores")
     assert len(asked) >= 4
 
@@ -202,7 +218,7 @@ class FakeWatcher:
     def died(self, name, why):
         self.deaths.append(why)
 
-    def recovered(self, name, seconds):
+    def recovered(self, name, seconds, up_s):
         raise AssertionError("a sync is no work that was lost")
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -49,3 +50,20 @@ def test_checksum_notices_every_tensor(tmp_path):
         assert slots.checksum(0) != checksum
         view.flatten()[0] = kept
     assert slots.checksum(0) == checksum
+
+
+def test_a_model_in_the_only_slot_is_what_others_read(tmp_path):
+    model, reader_model = Tied(), Tied()
+    slots, reader = WeightSlots(tmp_path / "w", model, 1), WeightSlots(tmp_path / "w", reader_model, 1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    slots.adopt(model)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert model.head.weight is model.embed.weight
+    with torch.no_grad():
+        torch._foreach_add_(list(model.parameters()), 1.0)
+    assert all(torch.equal(view, before[name] + 1) for name, view in reader.views(7).items())
+    assert reader.checksum(7) == slots.write(7, model.named_parameters())
+    model.head(model.norm(model.embed(torch.tensor([1])))).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(AssertionError):
+        WeightSlots(tmp_path / "two", model, 2).adopt(model)

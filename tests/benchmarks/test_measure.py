@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks, and that none of them has rotted."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -7,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from benchmarks import measure
-from benchmarks.coordinator_overhead import union_s
-from benchmarks.measure import Paired, paired, refuse_when_busy, write_results
+from benchmarks.coordinator_overhead import shares
+from benchmarks.gpu.timeline import union_s
+from benchmarks.measure import Paired, Results, begin, interval, paired, read_results, refuse_when_busy
 from benchmarks.time_to_reward import curve, first_as_good
+from benchmarks.train_step import SGEMM_SIZE, Sgemm
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,20 +38,91 @@ def test_sides_take_turns_and_warm_up_is_not_counted():
 
 
 def test_a_busy_machine_is_refused(monkeypatch):
+    monkeypatch.setattr(measure, "SETTLE_S", 0.0)
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
     with pytest.raises(SystemExit, match=r"load average must not exceed the \d+ cores; it is 99"):
         refuse_when_busy(force=False)
     assert refuse_when_busy(force=True) == 99.0
 
 
-def test_a_result_line_says_everything_needed_to_read_it(tmp_path):
-    result = Paired("x", 2.0, 1.5, 2.5, [2.0], [1.0], [2.0], [1.0], 1.7, "a note")
-    write_results(tmp_path / "latest.jsonl", [result, result], 0.25)
-    first, second = (json.loads(line) for line in (tmp_path / "latest.jsonl").read_text().splitlines())
+PAIRED = Paired("x", 2.0, 1.5, 2.5, [2.0], [1.0], [2.0], [1.0], 1.7, "a note")
+SHARE = {"name": "y", "kind": "share", "ratio": 0.03, "goal": 0.02, "unit": "s", "samples": {"share": [0.03]},
+         "order": "one side"}
+
+
+def test_a_record_says_everything_needed_to_read_it(tmp_path):
+    kept = Results(tmp_path / "latest.jsonl", 0.25)
+    kept.add_paired(PAIRED), kept.add_paired(PAIRED)
+    first, second = read_results(tmp_path / "latest.jsonl")
     assert first == second
-    assert {"command", "date", "device", "cores", "python", "packages", "load_before", "order", "name", "ratio", "low",
-            "high", "baseline_s", "ours_s", "goal", "note"} <= first.keys()
-    assert first["packages"]["torch"] and first["load_before"] == 0.25
+    assert first.is_met and first.order == "ABBA" and first.load == 0.25
+    assert first.samples == {"baseline_s": [2.0], "ours_s": [1.0], "baseline_cpu_s": [2.0], "ours_cpu_s": [1.0]}
+    assert first.packages["torch"] and first.device not in ("", "x86_64") and first.cores == os.cpu_count()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert first.commit == "unknown" or head.startswith(first.commit.removesuffix("+"))
+
+
+def test_records_are_there_as_soon_as_they_are_measured(tmp_path, monkeypatch):
+    """A time limit in the second measurement leaves the first."""
+    def measurements(smoke):
+        yield PAIRED
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["bench", "--force", "--output", str(tmp_path / "out" / "kept.jsonl")])
+    with pytest.raises(KeyboardInterrupt):
+        measure.standard_main("", measurements)
+    assert [record.name for record in read_results(tmp_path / "out" / "kept.jsonl")] == ["x"]
+
+
+@pytest.mark.parametrize(("change", "met"), [
+    ({}, False), ({"goal": 0.05}, True), ({"goal": None}, None), ({"kind": "speed-up"}, True),
+    ({"kind": "speed-up", "ratio": 0.01}, False), ({"ratio": None}, False),
+], ids=str)
+def test_whether_a_goal_is_met_depends_on_the_kind(change, met):
+    assert Results(None, 0.0).add(SHARE | change).is_met is met
+
+
+@pytest.mark.parametrize("change", [{"order": "ABAB"}, {"kind": "?"}, {"more": 1}, {"samples": [1.0]}, {"unit": None}])
+def test_a_record_of_another_shape_is_refused(change):
+    with pytest.raises(ValidationError):
+        Results(None, 0.0).add(SHARE | change)
+
+
+def test_a_smoke_run_keeps_nothing_unless_told_to(tmp_path):
+    options = argparse.Namespace(force=False, smoke=True, output=None)
+    assert begin(options).add(SHARE).name == "y" and not (tmp_path / "x.jsonl").exists()
+    options.output = tmp_path / "x.jsonl"
+    begin(options).add(SHARE)
+    assert len(read_results(tmp_path / "x.jsonl")) == 1
+
+
+def test_every_committed_record_has_the_one_shape():
+    for path in (ROOT / "benchmarks" / "results").glob("*.jsonl"):
+        assert all(record.load >= 0 and not record.commit.startswith("unknown") for record in read_results(path)), path
+
+
+def test_the_interval_is_of_the_median():
+    assert interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    low, high = interval([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert 1.0 <= low < 3.0 < high <= 100.0
+
+
+def test_as_many_operations_are_as_many():
+    """Of the last product only the columns that are missing."""
+    flops = 2.25 * 2 * SGEMM_SIZE**3
+    made, counted = Sgemm(flops), []
+
+    class Counting:
+        def __init__(self, matrix):
+            self.matrix = matrix
+
+        def __matmul__(self, other):
+            counted.append(2 * SGEMM_SIZE**2 * other.shape[1])
+
+    assert isinstance(made._a, torch.Tensor)
+    made._a = Counting(made._a)
+    made()
+    assert sum(counted) == flops
 
 
 @pytest.mark.parametrize(("spans", "covered"), [
@@ -54,6 +130,7 @@ def test_a_result_line_says_everything_needed_to_read_it(tmp_path):
 ])
 def test_spans_are_counted_once_and_within_the_window(spans, covered):
     assert union_s(spans, (0, 10)) == covered
+    assert shares([(0, 10)], spans) == [1 - covered / 10]
 
 
 def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(tmp_path):
@@ -65,6 +142,7 @@ def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(
     assert points == [(0, 0.0, 0.1), (2, 3.0, 0.5), (4, 10.0, 0.4), (6, 21.0, 0.9)]
     assert first_as_good(points, 0.45) == 3.0
     assert first_as_good(points, 0.6) == 21.0
+    assert first_as_good(points, 0.05) == 3.0, "what was there before the first step took no time"
     assert first_as_good(points, 0.95) is None
 
 
@@ -75,4 +153,5 @@ def test_benchmarks_run(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "goal" in done.stdout
-    assert not (tmp_path / "out.jsonl").exists(), "a smoke run measures nothing"
+    records = read_results(tmp_path / "out.jsonl")
+    assert records and all(record.samples and record.command.startswith("python") for record in records)

@@ -13,11 +13,16 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+from actors.reward_worker import RewardSpec
 from launch.attempts import Attempts, open_ledger
+from launch.inputs import Inputs
 from launch.start import Cast
+from rlhaiku import metrics
 from rlhaiku.checkpoints import CheckpointStore
 from rlhaiku.config import config_from_dict
 from rlhaiku.coordinator import Surroundings
@@ -25,10 +30,12 @@ from rlhaiku.errors import ActorDied
 from rlhaiku.events import GroupsGenerated, GroupsScored
 from rlhaiku.prompts import PromptOrder
 from rlhaiku.roles import Roles
-from rlhaiku.types import Completion, Group, Prompt, Scored, ScoredGroup
+from rlhaiku.types import Completion, Group, Prompt, Scored, ScoredGroup, Unscored
 from tests.fakes import FakeEvents, FakeSync, FakeTrainer
 
 TILE = 2
+DROPPED = 7
+"""Each so manieth claim is dropped: with one reward missing, too few are left of two."""
 PROMPTS = [Prompt(f"t/{i}", f"topic {i}", f"Write about {i}.", (i,)) for i in range(10)]
 
 
@@ -66,14 +73,17 @@ class Engines:
 
 
 class Scorer:
-    """What a completion earns follows from its text."""
+    """What a completion earns follows from its text; some claims lose a reward, and with it their group."""
 
     def __init__(self, events):
         self.events = events
 
     def submit(self, groups):
         for group in groups:
-            rewards = tuple(Scored(int(c.text[8:12], 16) / 65536, {"structure": 0.5}) for c in group.completions)
+            rewards = [Scored(int(c.text[8:12], 16) / 65536, {"structure": 0.5}) for c in group.completions]
+            if group.key.claim % DROPPED == DROPPED - 1:
+                rewards[0] = Unscored("the judge said nothing")
+            rewards = tuple(rewards)
             self.events.deliver(GroupsScored((ScoredGroup(group, rewards),)))
 
     def stats(self):
@@ -115,9 +125,15 @@ class Sync(FakeSync):
 
 
 class Quiet:
-    """A console that says nothing."""
+    """A console that says nothing, but remembers which checkpoints were unusable."""
 
     recoveries = ()
+
+    def __init__(self):
+        self.problems = []
+
+    def resuming(self, state, attempt, problems, changed):
+        self.problems += problems
 
     def __getattr__(self, name):
         return lambda *arguments: None
@@ -126,8 +142,9 @@ class Quiet:
 class Fuse:
     """Kills this process, as `kill -9` would, at the n-th moment where something is about to happen, or just did."""
 
-    def __init__(self, moments):
-        self.left = moments
+    def __init__(self, moments, at_event=None):
+        """`at_event`: kind, how many of them, and whether the ledger has the last one already."""
+        self.left, self.at_event = moments, at_event
         self.passed = 0
 
     def burn(self, *_):
@@ -135,7 +152,30 @@ class Fuse:
         if self.left is not None and self.passed > self.left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    record = burn
+    def sink(self, is_recorded):
+        """Burns at every event, before or after the ledger has it."""
+        seen = Counter()
+
+        def record(event):
+            seen[type(event).__name__] += 1
+            if self.at_event == [type(event).__name__, seen[type(event).__name__], is_recorded]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.burn()
+
+        return SimpleNamespace(record=record)
+
+    def tear(self, append):
+        """Dies with a half of the rows written."""
+        def torn(path, rows):
+            self.passed += 1
+            if self.left is not None and self.passed > self.left:
+                text = "".join(json.dumps(row) + "\n" for row in rows)
+                with open(path, "a") as file:
+                    file.write(text[: len(text) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            append(path, rows)
+
+        return torn
 
     def around(self, owner, name):
         function = getattr(owner, name)
@@ -149,9 +189,10 @@ class Fuse:
         setattr(owner, name, burning)
 
 
-def attempt(directory, moments, resume, max_staleness, dies_at):
-    """One process of one run; returns how many moments it had and how many groups its engines drew."""
-    fuse = Fuse(moments)
+def attempt(directory, moments, resume, max_staleness, dies_at, at_event=None):
+    """One process of one run; returns how many moments it had, how many groups it drew, what it complained of."""
+    fuse, console = Fuse(moments, at_event), Quiet()
+    metrics._append = fuse.tear(metrics._append)
     for owner, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (shutil, "rmtree"),
                         (Path, "write_text"), (Path, "open")):
         fuse.around(owner, name)
@@ -171,10 +212,12 @@ def attempt(directory, moments, resume, max_staleness, dies_at):
         around = Surroundings(
             PromptOrder(PROMPTS[2:], 0), PROMPTS[:2],
             CheckpointStore(directory / "checkpoints", config.output.keep_last, ledger),
-            reporters=(fuse_reporter(fuse),), sinks=(fuse, ledger, fuse),
+            reporters=(fuse_reporter(fuse),), sinks=(fuse.sink(False), ledger, fuse.sink(True)),
         )
-        Attempts(config, directory, around, ledger, Quiet()).until_done(start, resume, None)
-    return {"moments": fuse.passed, "drawn": sum(engines.asked for engines in asked)}
+        inputs = Inputs(config, PROMPTS[2:], RewardSpec(()))
+        Attempts(inputs, directory, around, ledger, console).until_done(start, resume, None)
+    drawn = sum(engines.asked for engines in asked)
+    return {"moments": fuse.passed, "drawn": drawn, "problems": console.problems}
 
 
 def fuse_reporter(fuse):

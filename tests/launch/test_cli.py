@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from launch import cli
 
 RLHAIKU = [sys.executable, "-c", "from launch.cli import main; main()"]
 
@@ -45,6 +48,15 @@ def test_bad_input_exits_2_with_rule_value_remedy(tmp_path, arguments, expected)
         assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert "starting Ray" not in done.stdout
+
+
+def test_a_second_ctrl_c_is_an_interrupt_too(tmp_path, monkeypatch):
+    def run(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.local.run", run)
+    done = CliRunner().invoke(cli.app, ["train", "--output-dir", str(tmp_path / "run")])
+    assert done.exit_code == 130
 
 
 def test_a_hub_id_is_left_to_transformers(tmp_path):

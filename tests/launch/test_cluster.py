@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from actors.slime_pin import CHECK_OUT_SLIME, SLIME_IMAGE
-from rlhaiku.config import read_config
+from actors.slime_pin import CHECK_OUT_SLIME, PUT_SLIME_ON_PATH, SLIME_IMAGE
+from launch.paths import Paths
+from rlhaiku.config import load_config, read_config
 from rlhaiku.ledger import LEDGER_FILE
+from tests.modal_offline.containers import Host
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -25,6 +29,8 @@ SECRETS = {
     "HF_TOKEN": "hf_PLANTEDtoken", "LLM_JUDGE_API_KEY": "PLANTEDjudgekey", "RAY_AUTH_TOKEN": "PLANTEDraytoken",
     "LLM_JUDGE_MODAL_KEY": "PLANTEDproxykey", "LLM_JUDGE_MODAL_SECRET": "PLANTEDproxysecret",
 }  # fmt: skip
+NAMED = {"WANDB_API_KEY": "PLANTEDwandbkey"}
+"""In a Modal secret."""
 
 
 @dataclass
@@ -59,11 +65,22 @@ def command_lines():
             continue
 
 
+def ray_directories(pids):
+    """Ray's directories in the arguments of processes."""
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    parts = [os.fsdecode(part) for line in lines if line.exists() for part in line.read_bytes().split(b"\0")]
+    prefix = "--temp-dir=/tmp/rlh-"
+    return {Path("/tmp/rlh-" + part.removeprefix(prefix)) for part in parts if part.startswith(prefix)}
+
+
 @pytest.fixture(scope="module")
-def tutorial(offline, judge_server):
+def tutorial(offline, judge_server, vllm_on_path, new_port, tmp_path_factory):
     """The notebook, beside the launch below: both wait more than they compute."""
-    chosen = {"PRESET": "laptop", "SOURCE": "embedded", "SETTINGS": f"{TINY} num_steps=2"}
+    chosen = {"PRESET": "laptop", "SOURCE": "embedded", "SETTINGS": f"{TINY} num_steps=2",
+              "DATA": str(tmp_path_factory.mktemp("data"))}
     environment = {f"TUTORIAL_{name}": value for name, value in chosen.items()} | SECRETS
+    environment |= {"RLHAIKU_SERVE_PORT": new_port(), "RLHAIKU_SERVE_MODAL_KEY": "PLANTEDservekey"}
+    offline.plane.hosts[0] = Host(image={"PATH": str(vllm_on_path)})
     with subprocess.Popen(
         [sys.executable, "-W", "error::DeprecationWarning", "launch/tutorial.py"], cwd=ROOT, text=True,
         env=offline.environment | environment | {"LLM_JUDGE_URL": judge_server.url},
@@ -76,7 +93,8 @@ def tutorial(offline, judge_server):
 @pytest.fixture(scope="module")
 def launch(offline, judge_server, tutorial):
     """All stages; the machine is taken away after the first checkpoint."""
-    secrets = SECRETS | {"LLM_JUDGE_URL": judge_server.url}
+    secrets = SECRETS | {"LLM_JUDGE_URL": judge_server.url, "RLHAIKU_SECRETS": "wandb-secret=WANDB_API_KEY"}
+    offline.plane.named_secrets["wandb-secret"] = NAMED
     arguments = ("--preset", "laptop", "--source", "embedded", "--steps", "4", "--run", "first", "--settings", TINY)
     with offline.popen("run", "launch/cluster.py", *arguments, **secrets) as process:
         run = offline.plane.volume("rlhaiku-runs") / "first"
@@ -120,8 +138,9 @@ def test_the_volume_has_the_run_complete(launch, offline):
     assert not list(launch.run.rglob("*.partial"))
     ledgers = {str(path.relative_to(launch.run / "checkpoints")) for path in launch.run.rglob("*.sqlite*")}
     assert ledgers == {f"{name}/{LEDGER_FILE}" for name in checkpoints}, "copies; the live one stays behind"
-    model = AutoModelForCausalLM.from_pretrained(launch.run / "checkpoints" / "step-000004" / "hf")
-    assert model.num_parameters() > 1_000_000
+    model = Paths(offline.plane.root / "vol").newest_model("first")  # what launch/serve.py takes
+    assert model.resolve() == (launch.run / "checkpoints" / "step-000004" / "hf").resolve()
+    assert AutoModelForCausalLM.from_pretrained(model).num_parameters() > 1_000_000
     assert offline.plane.commits.count("rlhaiku-runs") >= 5
 
 
@@ -152,13 +171,60 @@ def test_the_tutorial_runs_cell_by_cell(tutorial, offline, judge_server):
     output, _ = tutorial.communicate(timeout=200)
     assert tutorial.returncode == 0, output
     assert "exact 5-7-5" in output and "after: " in output and "Deprecat" not in output
+    assert "qwen3-4b-haiku at http" in output and "(4 prompts x 1)" in output, "what is served was scored"
+    [call] = offline.plane.web.values()
+    served = json.loads((call.containers[0].home / "vllm.json").read_text())[2]
+    assert served == f"{offline.plane.root}/vol/runs/tutorial/checkpoints/step-000002/hf"
     run = offline.plane.volume("rlhaiku-runs") / "tutorial"
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     for sample in samples:
         parts = sample["components"]
-        haiku = parts["structure"] * parts["legitimacy"] + 0.25 * parts["topic"] + parts["style"]
+        weight = load_config("laptop").reward.topic_weight
+        haiku = parts["structure"] * parts["legitimacy"] * (1 - weight * (1 - parts["topic"])) + parts["style"]
         assert sample["reward"] == pytest.approx(haiku + 0.01 * sample["text"].lower().count("s"))
     assert any("How much weather" in body["messages"][-1]["content"] for body in judge_server.bodies)
+
+
+def test_by_name_a_run_survives_its_container_and_main_resumes_it(launch, offline):
+    """On what was prepared; a retry after a death, then the run's own settings whatever the preset says."""
+    arguments = ("--preset", "laptop", "--source", "embedded", "--run", "named", "--settings", f"{TINY} num_steps=4")
+    run = offline.plane.volume("rlhaiku-runs") / "named"
+    with offline.popen("run", "launch/cluster.py::train", *arguments) as process:
+        offline.wait_for(lambda: process.poll() is not None or (run / "checkpoints" / "step-000002").exists())
+        assert process.poll() is None, process.communicate()[0]
+        call = offline.call_of("train", module="cluster")
+        directories = ray_directories(call.containers[0].pids())
+        offline.do(lambda: call.containers[0].signal(signal.SIGKILL))
+        output, _ = process.communicate(timeout=200)
+    for directory in directories:
+        shutil.rmtree(directory)
+    assert process.returncode == 0 and (call.attempts, call.retries) == (2, 1), output
+    assert output.count("eval after step 0") == 1 and "Deprecat" not in output
+    config = read_config(run / "config.toml")
+    assert config.data.path.endswith("/data/embedded-topics")
+    resume = ("--stage", "train", "--run", "named", "--resume", "--steps", "6")
+    status, output = offline.run("run", "launch/cluster.py", *resume)
+    assert status == 0 and "run named: structure" in output, output
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [*range(1, 7)]
+    assert read_config(run / "config.toml") == config.model_copy(update={"num_steps": 6})
+
+
+def test_a_mistake_is_neither_paid_for_nor_tried_again(launch, offline):
+    calls = len(offline.plane.calls)
+    status, output = offline.run("run", "launch/cluster.py", "--preset", "labtop")
+    assert status == 2 and "Did you mean 'laptop'" in output and "Traceback" not in output, output
+    assert len(offline.plane.calls) == calls
+    again = ("--stage", "train", "--preset", "laptop", "--source", "embedded", "--run", "first")
+    status, output = offline.run("run", "launch/cluster.py", *again)
+    assert status == 2 and "--run must not name a run that is there; got 'first'" in output, output
+    assert "Traceback" not in output and offline.call_of("train", module="cluster").attempts == 1
+
+
+def test_a_part_of_a_host_is_no_cluster(offline):
+    status, output = offline.run("deploy", "--name", "four", "launch/cluster.py", RLHAIKU_GPU="H100:4")
+    assert status == 0, output
+    train = offline.plane.function("four", "train")
+    assert train.resources.gpu_config.count == 4 and not train._experimental_group_size and not train.resources.rdma
 
 
 def test_the_train_function_as_modal_sees_it(launch, offline):
@@ -173,8 +239,8 @@ def test_the_train_function_as_modal_sees_it(launch, offline):
         "huggingface-cache": f"{root}/huggingface", "vllm-cache": f"{root}/vllm", "rlhaiku-data": f"{root}/data",
         "rlhaiku-runs": f"{root}/runs",
     }  # fmt: skip
-    [secret] = train.secret_ids
-    assert set(offline.plane.secrets[secret]) == {*SECRETS, "LLM_JUDGE_URL"}
+    local, named = (offline.plane.secrets[secret] for secret in train.secret_ids)
+    assert set(local) == {*SECRETS, "LLM_JUDGE_URL"} and named == NAMED
 
 
 def test_stages_before_training_use_no_gpu(launch):
@@ -186,7 +252,9 @@ def test_stages_before_training_use_no_gpu(launch):
 def test_the_image_is_pinned(launch, offline):
     commands = offline.plane.dockerfile(launch.functions["train"].image_id)
     assert commands[0] == f"FROM {SLIME_IMAGE}" and "@sha256:" in SLIME_IMAGE
-    assert any(CHECK_OUT_SLIME in line for line in commands)
+    assert [line for line in commands if line in (f"RUN {CHECK_OUT_SLIME}", f"RUN {PUT_SLIME_ON_PATH}")] == [
+        f"RUN {CHECK_OUT_SLIME}", f"RUN {PUT_SLIME_ON_PATH}",
+    ]  # fmt: skip
     [install] = [line for line in commands if "uv pip install" in line]
     assert "pydantic==2.14.3" in install and not {">", "<"} & set(install)
     assert any("ghcr.io/astral-sh/uv:0.9.7" in line for line in commands)

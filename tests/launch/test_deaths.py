@@ -7,14 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import ray
 import torch
 
+from actors.actor import Actor
 from actors.weight_sync import SharedMemorySync
-from launch import checks, local, start
+from launch import chaos, checks, local, start
 from launch.local import run
 from rlhaiku.config import with_overrides, write_config
 from rlhaiku.errors import BadInput, CrashLoop, OutputFailed
@@ -78,6 +80,25 @@ def test_a_trainer_killed_between_gradient_and_step(calm_run, config, tmp_path, 
     assert [who for who, _ in result.recoveries] == ["the trainer"]
     assert_same_run(tmp_path / "run", calm_run)
     assert "starting again from the newest checkpoint" in capsys.readouterr().out
+
+
+def test_a_run_with_chaos_is_a_calm_run(calm_run, config, tmp_path, monkeypatch):
+    """Nobody is killed twice without a step between, which on a slow machine would be a crash loop."""
+    monkeypatch.setattr(chaos, "MEAN_S", 0.5)
+    struck, metrics = Counter(), tmp_path / "run" / "metrics.jsonl"
+    seen = {}
+
+    def counted(actor, strike=Actor.strike):
+        steps = metrics.read_text().count("\n") if metrics.exists() else 0
+        if seen.get(actor.name) != steps and strike(actor):
+            seen[actor.name] = steps
+            struck[actor.name] += 1
+
+    monkeypatch.setattr(Actor, "strike", counted)
+    result = run(with_overrides(config, ["output.save_interval=1"]), output_dir=tmp_path / "run", chaos=7)
+    assert result.finished
+    assert struck and result.recoveries, struck
+    assert_same_run(tmp_path / "run", calm_run)
 
 
 @pytest.mark.parametrize("with_engine", [False, True], ids=["alone", "with its engine"])

@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from rlhaiku.config import with_overrides, write_config
 
+RLHAIKU = [sys.executable, "-c", "from launch.cli import main; main()"]
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -20,22 +19,47 @@ print("finished" if result.finished else "stopped", result.state.step, flush=Tru
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_is_saved_and_can_go_on(config, tmp_path, number):
-    write_config(with_overrides(config, ["num_steps=500", "evaluation.interval=500"]), tmp_path / "config.toml")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.toml"), str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def interrupt_once_it_trains(command, number, directory):
+    """The command's output and exit status; Ctrl-C goes to the whole group, as a terminal's does."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "300"},
+    )
     deadline = time.monotonic() + 120
-    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics = directory / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "finishing this step" in out
-    assert f"train --resume --output-dir {tmp_path / 'run'}" in out
-    status, step = out.split()[-2:]
-    assert status == "stopped"
+    assert "finishing this step" in out, err
+    assert f"train --resume --output-dir {directory}" in out
+    return out, err, process.returncode
+
+
+def test_sigterm_ends_a_run_from_python_with_its_state_saved(config, tmp_path):
+    write_config(with_overrides(config, ["num_steps=500", "evaluation.interval=500"]), tmp_path / "config.toml")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.toml"), str(tmp_path / "run")]
+    out, err, status = interrupt_once_it_trains(command, signal.SIGTERM, tmp_path / "run")
+    assert status == 0, err
+    said, step = out.split()[-2:]
+    assert said == "stopped"
     assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):06d}" / "coordinator.json").exists()
-    assert len(metrics.read_text().splitlines()) == int(step)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == int(step)
+
+
+def test_ctrl_c_ends_the_command_with_130_and_the_printed_command_goes_on(config, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    write_config(with_overrides(config, ["num_steps=500", "evaluation.interval=500"]), directory / "config.toml")
+    resume = [*RLHAIKU, "train", "--resume", "--output-dir", str(directory)]  # from its settings alone: from the start
+    _, err, status = interrupt_once_it_trains(resume, signal.SIGINT, directory)
+    assert status == 130, err
+    assert "Traceback" not in err
+    step = len((directory / "metrics.jsonl").read_text().splitlines())
+    changed = subprocess.run([*resume, "--set", "seed=1"], capture_output=True, text=True, timeout=120, check=False)
+    assert changed.returncode == 2 and "must have the seed it began with" in changed.stderr
+    more = [*resume, "--set", f"num_steps={step + 1}"]
+    done = subprocess.run(more, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {step}, attempt 2; changed since the last attempt: settings" in done.stdout
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == step + 1

@@ -26,9 +26,9 @@ class Runner:
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def __call__(self, directory, moments=None, resume=False, max_staleness=0, dies_at=()):
+    def __call__(self, directory, moments=None, resume=False, max_staleness=0, dies_at=(), at_event=None):
         request = {"directory": str(directory), "moments": moments, "resume": resume, "max_staleness": max_staleness,
-                   "dies_at": list(dies_at)}
+                   "dies_at": list(dies_at), "at_event": at_event}
         self.process.stdin.write(json.dumps(request) + "\n")
         return int(self.process.stdout.readline())
 
@@ -72,8 +72,9 @@ def assert_same_run(directory, reference):
     with Ledger(directory / "ledger.sqlite") as ledger:
         lineage = ledger.lineage()
     assert [step.step for step in lineage] == list(range(STEPS))
-    trained = [claim for step in lineage for claim in step.trained]
-    assert trained == list(range(STEPS * GROUPS_PER_STEP)), "every group once, none missing, in order"
+    settled = [claim for step in lineage for claim in sorted(step.trained + step.dropped)]
+    assert settled == list(range(STEPS * GROUPS_PER_STEP)), "every group once, none missing, in order"
+    assert [claim for step in lineage for claim in step.dropped] == [6, 13, 20]
 
 
 def resume_to_the_end(runner, directory, kills, max_staleness):
@@ -92,7 +93,7 @@ def test_many_moments_are_covered(reference):
     assert said(reference[1])["moments"] > 250
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_killed_anywhere_and_resumed_is_the_uninterrupted_run(runner, reference, data):
     max_staleness, uninterrupted = reference
@@ -103,6 +104,30 @@ def test_killed_anywhere_and_resumed_is_the_uninterrupted_run(runner, reference,
         deaths = resume_to_the_end(runner, directory, kills, max_staleness)
         assert deaths >= 1
         assert_same_run(directory, uninterrupted)
+
+
+@pytest.mark.parametrize("kind", [
+    "GroupsClaimed", "GroupsGenerated", "GroupsScored", "GroupsDropped", "GroupsTrained",
+])
+def test_killed_at_an_event_of_each_kind(runner, reference, tmp_path, kind):
+    max_staleness, uninterrupted = reference
+    directory = tmp_path / "run"
+    for number, (nth, is_recorded) in enumerate([(2, False), (1, True)]):
+        killed = runner(directory, None, number > 0, max_staleness, at_event=[kind, nth, is_recorded])
+        assert killed == KILLED, f"{kind} was not to be had"
+    assert runner(directory, None, True, max_staleness) == 0
+    assert_same_run(directory, uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_gone_back_to(runner, reference, tmp_path):
+    max_staleness, uninterrupted = reference
+    directory = tmp_path / "run"
+    assert runner(directory, max_staleness=max_staleness, at_event=["GroupsTrained", 5, False]) == KILLED
+    assert (directory / "checkpoints" / "step-000004" / "weights.txt").write_text("damaged")
+    assert runner(directory, None, True, max_staleness) == 0
+    (problem,) = said(directory)["problems"]
+    assert "step-000004" in problem and "weights.txt is missing or was changed" in problem
+    assert_same_run(directory, uninterrupted)
 
 
 def test_finished_rollouts_are_not_drawn_again(runner, reference, tmp_path):

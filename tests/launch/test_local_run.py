@@ -12,6 +12,7 @@ from actors.rollout_pool import RolloutPool
 from launch import checks
 from launch.evaluate import evaluate_pair
 from launch.local import run
+from launch.rewards import as_run
 from rlhaiku.config import read_config, with_overrides
 from rlhaiku.errors import BadInput
 from rlhaiku.types import Unscored
@@ -54,13 +55,14 @@ def reference_run(cluster, config, tmp_path_factory):
 
 
 def test_a_run_leaves_everything_it_promises(reference_run, config):
-    assert read_config(reference_run / "config.toml") == config
+    assert read_config(reference_run / "config.toml") == as_run(config, count_vowels, None)
     assert [row["step"] for row in metrics(reference_run)] == [1, 2, 3, 4]
     assert sorted(path.name for path in (reference_run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     evaluations = {"step-000000.json", "step-000002.json", "step-000004.json", "summary.json"}
     assert {path.name for path in (reference_run / "eval").iterdir()} == evaluations
     assert len((reference_run / "samples.jsonl").read_text().splitlines()) == STEPS * 6 * 3
     assert max(row["train/logprob_gap"] for row in metrics(reference_run)) < 1e-4
+    assert [row["alarm/logprob_gap"] for row in metrics(reference_run)] == [0] * STEPS
     assert poems(reference_run, 0) != poems(reference_run)
 
 

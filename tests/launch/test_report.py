@@ -1,14 +1,18 @@
 """The report, looked at by a real browser: what it shows, that it needs nothing else, that poems stay text."""
 
+import json
 import re
 import shutil
 import subprocess
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.report import write_report
+from launch.report.charts import _line
 from rlhaiku.batching import make_batch
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import AlgorithmConfig, load_config, write_config
@@ -80,7 +84,7 @@ def test_the_browser_shows_every_poem_of_the_last_step(rendered):
 def test_a_poem_cannot_become_part_of_the_page(rendered):
     document, _ = rendered
     assert "<title>frogs &amp; ponds · rlhaiku</title>" in document
-    assert "&lt;/script&gt;" in document and "<img" not in document
+    assert "&lt;img" in document and "<img" not in document
 
 
 def test_the_page_needs_nothing_else(run_directory):
@@ -99,9 +103,66 @@ def test_what_is_said_of_a_poem(run_directory):
 
 
 def test_charts_are_there_as_images_too(run_directory):
-    images = {path.name: path.read_bytes() for path in (run_directory / "report").iterdir()}
+    images = {path.name: imread(path) for path in (run_directory / "report").iterdir()}
     assert images.keys() == {"reward.png", "components.png", "time.png", "health.png"}
-    assert all(data.startswith(b"\x89PNG") for data in images.values())
+    for name, pixels in images.items():
+        height, width = pixels.shape[:2]
+        assert 1500 <= width <= 1800 and 300 <= height <= 1500, name
+        assert pixels[..., :3].std() > 0.05 and pixels[0, 0, :3].min() == 1, f"{name} is drawn on white"
+
+
+def test_held_out_answers_stand_beside_each_other(run_directory):
+    page = (run_directory / "report.html").read_text()
+    table = page[page.index('<section id="held-out">') :].partition("</table>")[0]
+    assert re.findall(r"<th>(after step \d+|topic\d+)</th>", table)[:2] == ["after step 0", "after step 4"]
+    assert table.count("<tr><th>topic") == 1 + 4 and "frog jumps" in table
+
+
+def band_parts(rows):
+    """How many pieces the band of the mean reward is in."""
+    axis = Figure().subplots()
+    _line(axis, rows, "reward/mean", "black")
+    return sum(len(band.get_paths()) for band in axis.collections)
+
+
+def test_a_step_without_an_interval_leaves_a_gap_in_the_band_and_nothing_else(run_directory):
+    rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    many = [row | {"step": step} for step, row in enumerate(rows * 3)]
+    assert band_parts(many) == 1
+    del many[5]["reward_se/mean"]
+    assert band_parts(many) == 2
+
+
+def test_advice_keeps_its_capitals(run_directory):
+    page = (run_directory / "report.html").read_text()
+    assert "a judge needs LLM_JUDGE_URL to answer" in page and "Samples.jsonl has the reasons" in page
+
+
+def test_an_evaluation_that_is_only_half_there_is_left_out(run_directory):
+    path = run_directory / "eval" / "step-000002.json"
+    path.write_text((run_directory / "eval" / "step-000004.json").read_text()[:500])
+    try:
+        assert "after step 2" not in write_report(run_directory).read_text()
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_the_page_is_light_or_dark_as_the_reader_is(run_directory, tmp_path, scheme, is_dark):
+    """A picture by the browser: paper, ink and charts follow."""
+    if BROWSER is None:
+        pytest.skip("needs chromium or chrome")
+    picture = tmp_path / "page.png"
+    flags = ["--blink-settings=preferredColorScheme=0"] if is_dark else ["--blink-settings=preferredColorScheme=1"]
+    subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=1200,1400", "--hide-scrollbars", *flags, f"--screenshot={picture}",
+         (run_directory / "report.html").as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    pixels = imread(picture)[..., :3].mean(axis=2)
+    paper, ink = (pixels[:, :20].mean(), pixels.max() if is_dark else pixels.min())
+    assert (paper < 0.2 and ink > 0.8) if is_dark else (paper > 0.9 and ink < 0.3)
 
 
 def test_a_run_that_has_only_begun(tmp_path, run_directory):

@@ -51,6 +51,13 @@ def test_a_piped_poem_is_readable():
     assert "\x1b" not in done.stdout
 
 
+def test_nothing_in_a_poem_steers_the_terminal():
+    done = rlhaiku("-", stdin="an old \x1b[31msilent pond\x07\n\u202ea frog \x9b2Jjumps\nsplash")
+    assert done.returncode == 0, done.stderr
+    assert "[31msilent" in done.stdout
+    assert not set("\x1b\x07\x9b\u202e") & set(done.stdout)
+
+
 def test_the_score_command_never_loads_torch_or_ray():
     code = f"import sys; sys.argv = ['rlhaiku', 'score']; from launch.score import *; score_poem({POEM!r}); "
     code += "print({'torch', 'ray', 'transformers', 'datasets'} & set(sys.modules))"

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from launch.cli import app as cli
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
-VLLM = ROOT / "tests" / "launch" / "vllm_stand_in.py"
 SERVE = [
     *("--served-model-name", "qwen3-4b-haiku", "--host", "0.0.0.0", "--port", "{port}"),
     *("--tensor-parallel-size", "1", "--max-num-seqs", "32", "--uvicorn-log-level", "warning"),
@@ -30,30 +28,20 @@ JUDGE = [
 ]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def served(offline, tmp_path_factory):
+def served(offline, vllm_on_path, new_port):
     """`modal deploy launch/serve.py` over a volume with two checkpoints; its container has a `vllm` on its PATH."""
-    binaries = tmp_path_factory.mktemp("bin")
-    vllm = binaries / "vllm"
-    vllm.write_text(f"#!/bin/sh\nexec {sys.executable} {VLLM} \"$@\"\n")
-    vllm.chmod(vllm.stat().st_mode | stat.S_IXUSR)
     checkpoints = offline.plane.volume("rlhaiku-runs") / "served" / "checkpoints"
     for step in (2, 4):
         save_tiny_model(checkpoints / f"step-{step:06d}" / "hf")
         (checkpoints / f"step-{step:06d}" / "coordinator.json").write_text("{}")
-    port = free_port()
+    port = new_port()
     chosen = {"RUN": "served", "PORT": port, "EAGER": "1", "VLLM_ARGS": "--max-model-len 2048"}
     environment = {f"RLHAIKU_SERVE_{name}": value for name, value in chosen.items()}
     status, output = offline.run("deploy", "launch/serve.py", **environment)
     assert status == 0, output
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{vllm_on_path}:{os.environ['PATH']}")
         call = offline.serve("rlhaiku-serve", "serve")
         offline.wait_for(lambda: answers(port), 60)
     yield port, json.loads((call.containers[0].home / "vllm.json").read_text())
@@ -106,19 +94,25 @@ def test_the_serve_function_as_modal_sees_it(served, offline):
 
 
 def test_a_hugging_face_id_is_served_without_the_volume_and_the_judge_shares_it_all(offline):
-    serve = {"RLHAIKU_SERVE_MODEL": "Qwen/Qwen3-0.6B", "RLHAIKU_SERVE_GPU": "A100", "RLHAIKU_SERVE_GPU_COUNT": "2"}
+    serve = {"RLHAIKU_SERVE_MODEL": "Qwen/Qwen3-0.6B", "RLHAIKU_SERVE_GPU": "A100", "RLHAIKU_SERVE_GPU_COUNT": "2",
+             "HF_TOKEN": "hf_PLANTEDserve", "RLHAIKU_SERVE_SECRETS": "hub"}
+    offline.plane.named_secrets["hub"] = {"OTHER": "value"}
     status, output = offline.run("deploy", "--name", "smoke", "launch/serve.py", **serve)
     assert status == 0, output
     function = offline.plane.function("smoke", "serve")
     names = {offline.plane.volumes[mount.volume_id] for mount in function.volume_mounts}
     assert names == {"huggingface-cache", "vllm-cache"}
     assert (function.resources.gpu_config.gpu_type, function.resources.gpu_config.count) == ("A100", 2)
+    given = [offline.plane.secrets[secret] for secret in function.secret_ids]
+    assert given == [{"HF_TOKEN": "hf_PLANTEDserve"}, {"OTHER": "value"}]
     status, output = offline.run("deploy", "launch/judge.py", RLHAIKU_JUDGE_PUBLIC="1")
     assert status == 0, output
     judge = offline.plane.function("rlhaiku-judge", "serve")
     assert judge.max_concurrent_inputs == 64 and not judge.webhook_config.requires_proxy_auth
     assert {offline.plane.volumes[mount.volume_id] for mount in judge.volume_mounts} == names
-    assert offline.plane.dockerfile(judge.image_id)[0].startswith("FROM nvidia/cuda:12.8.0")
+    commands = offline.plane.dockerfile(judge.image_id)
+    assert commands[0].startswith("FROM nvidia/cuda:12.8.1") and "@sha256:" in commands[0]
+    assert any("ghcr.io/astral-sh/uv:0.9.7" in line for line in commands)
 
 
 def printed(code, **environment):
@@ -133,14 +127,14 @@ def printed(code, **environment):
 
 def test_the_judge_is_started_as_it_always_was():
     assert json.loads(printed("import json, judge; print(json.dumps(judge.judge_argv()))")) == JUDGE
-    shell = printed("import judge; print(judge.judge_argv()[2])", RLHAIKU_JUDGE_MODEL="a model; rm -rf /")
-    assert shell == "a model; rm -rf /\n", "one argument: there is no shell"
+    shell = printed("import judge; print(judge.judge_argv()[2])", RLHAIKU_JUDGE_MODEL="/a model; rm -rf /")
+    assert shell == "/a model; rm -rf /\n", "one argument: there is no shell"
 
 
 def test_the_container_comes_to_the_choices_of_the_deployment():
     chosen = {f"RLHAIKU_JUDGE_{name}": value for name, value in {
         "MODEL": "/m", "SERVED_NAME": "other", "GPU": "A100", "GPU_COUNT": "2", "EAGER": "1", "PUBLIC": "1",
-        "VLLM_ARGS": "--a 'b c'", "PORT": "1",
+        "VLLM_ARGS": "--a 'b c'", "PORT": "1", "SECRETS": "hub,other",
     }.items()}  # fmt: skip
     assert eval(printed("import judge; print(judge.SERVER.environment)", **chosen)) == chosen
 
@@ -152,6 +146,16 @@ def test_the_container_comes_to_the_choices_of_the_deployment():
 def test_a_directory_that_holds_no_model_is_refused(environment, message, tmp_path):
     said = printed("import serve; serve.model_to_serve()", RLHAIKU_VOLUMES=str(tmp_path), **environment)
     assert "FileNotFoundError" in said and message in said
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("GPU_COUNT", "9", "a web server cannot be clustered; got '9'"),
+    ("GPU_COUNT", "two", "1 to 8"),
+    ("MODEL", "./runs/x", "got './runs/x'"),
+    ("MODEL", "runs/x/hf", "a hub id like owner/name"),
+])
+def test_what_cannot_be_served_is_refused_before_it_is_deployed(name, value, message):
+    assert message in printed("import serve", **{f"RLHAIKU_SERVE_{name}": value})
 
 
 def test_the_judge_has_the_name_that_clients_ask_for():

@@ -1,11 +1,15 @@
 """TensorBoard and W&B get the numbers of a run, by the names of the one table."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from launch import sinks
 from launch.checks import check_sinks
 from launch.sinks import open_sinks
 from rlhaiku.batching import make_batch
@@ -18,15 +22,16 @@ from rlhaiku.types import SyncReport, TrainStats
 from tests.tiny import make_scored
 
 WANDB = """
-from pathlib import Path
 import sys
+from pathlib import Path
+
 from launch.sinks import open_sinks
 from rlhaiku.config import load_config
 from tests.launch.test_sinks import report
-config = load_config("laptop", ['output.sinks=["wandb:haiku/first"]'])
+
+config = load_config("laptop", ['output.sinks=["wandb:pond-project/frog-group"]'])
 with open_sinks(config, Path(sys.argv[1]), 0) as [sink]:
     sink.step(report(1))
-import wandb
 """
 
 
@@ -39,7 +44,7 @@ def report(step):
 
 
 def test_tensorboard_has_every_number_once_even_after_a_resume(tmp_path):
-    pytest.importorskip("tensorboard", reason="needs the extra: pip install 'rlhaiku[tensorboard]'")
+    pytest.importorskip("tensorboard", reason="needs the extra: .venv/bin/pip install -e '.[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = load_config("laptop", ['output.sinks=["tensorboard"]'])
@@ -57,23 +62,61 @@ def test_tensorboard_has_every_number_once_even_after_a_resume(tmp_path):
     assert rewards == [(step, step_metrics(report(step))["reward/mean"]) for step in (1, 2, 3)]
 
 
+def wandb_records(directory):
+    """What a W&B run kept in its file: LevelDB's log format after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    [kept] = directory.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, whole = kept.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no header fits into the rest of the block
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
 def test_wandb_offline_keeps_project_group_and_numbers(tmp_path):
     """In a process of its own: wandb leaves threads and environment variables behind."""
-    pytest.importorskip("wandb", reason="needs the extra: pip install 'rlhaiku[wandb]'")
+    pytest.importorskip("wandb", reason="needs the extra: .venv/bin/pip install -e '.[wandb]'")
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     environment.pop("WANDB_API_KEY", None)
     done = subprocess.run(
         [sys.executable, "-c", WANDB, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    [kept] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    data = kept.read_bytes()
-    for expected in (b"haiku", b"first", b"reward/mean", b"time/rollout_s"):
-        assert expected in data
+    records = list(wandb_records(tmp_path))
+    [run] = [record.run for record in records if record.HasField("run")]
+    assert (run.project, run.run_group) == ("pond-project", "frog-group")
+    [row] = [record.history.item for record in records if record.HasField("history")]
+    kept = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row}
+    expected = {name: value for name, value in step_metrics(report(1)).items() if name != "step"}
+    assert {name: kept[name] for name in expected} == expected
+
+
+def test_an_upload_that_does_not_end_is_left_behind_with_the_way_to_send_it(tmp_path, monkeypatch, capsys):
+    over = threading.Event()
+
+    class Run:
+        dir = str(tmp_path / "wandb" / "run-1" / "files")
+
+        def finish(self):
+            over.wait(30)
+
+    monkeypatch.setattr(sinks, "FINISH_S", 0.05)
+    log = object.__new__(sinks.WandbLog)
+    log._run = Run()
+    log.close()
+    assert f"wandb sync {tmp_path / 'wandb' / 'run-1'}" in capsys.readouterr().out
+    over.set()
 
 
 def test_wandb_without_a_key_is_refused_before_anything_starts(monkeypatch):
-    pytest.importorskip("wandb", reason="needs the extra: pip install 'rlhaiku[wandb]'")
+    pytest.importorskip("wandb", reason="needs the extra: .venv/bin/pip install -e '.[wandb]'")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     config = load_config("laptop", ['output.sinks=["wandb"]'])
@@ -85,5 +128,5 @@ def test_wandb_without_a_key_is_refused_before_anything_starts(monkeypatch):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("launch.checks.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"rlhaiku\[tensorboard\]"):
+    with pytest.raises(BadInput, match=r"pip install -e '\.\[tensorboard\]'"):
         check_sinks(load_config("laptop", ['output.sinks=["tensorboard"]']))

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from launch.attempts import Attempts
 from launch.placement import plan_gpus
 from rlhaiku.config import load_config, read_config, with_overrides, write_config
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import ActorDied, ActorFailed, BadInput
 from rlhaiku.ledger import Ledger
+from tests.launch.test_cluster import SECRETS, planted_in, planted_in_what_runs
 from tests.modal_offline.containers import Host
 
 ROOT = Path(__file__).parents[2]
@@ -162,12 +166,14 @@ def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(
     run.until(lambda: len(run.metrics()) == 1)
     (run.facts / "hold").touch()
     time.sleep(0.5)
+    (run.facts / "fail-engine-start").touch()  # its first successor does not even start
     os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)  # while it draws, as far as it can be arranged
     time.sleep(0.5)
     (run.facts / "hold").unlink()
     run.until(lambda: len(run.metrics()) == 2)
     os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
     run.finish()
+    assert not (run.facts / "fail-engine-start").exists()
     assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2  # the trainer stayed
     assert "RECOVERED ['rollout engine" in run.said
     assert len(run.metrics()) == 3
@@ -187,27 +193,70 @@ def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_c
     assert_each_group_trained_once(run, steps=3)
 
 
+def test_deaths_in_a_split_run_cost_an_attempt_each(make_run):
+    """A rank between steps; an engine while a rank holds the lock, in the middle of a collective with it."""
+    settings = ("cluster.colocate=false", "cluster.gpus_per_node=3", "rollout.num_engines=1", "num_steps=4")
+    run = make_run(*settings, "cluster.wait_timeout_s=600").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    os.kill(run.started("rank")[1]["pid"], signal.SIGKILL)
+    run.until(lambda: len(run.started("rank")) == 4)
+    (run.facts / "kill-engine-holding-lock").touch()
+    run.until(lambda: len(run.started("rank")) == 6)  # long before the deadline of a wait
+    assert not (run.facts / "kill-engine-holding-lock").exists()
+    with suppress(ProcessLookupError):  # stopped, it cannot see that it is orphaned; Ray may have ended it
+        os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
+    run.finish()
+    assert run.said.count("starting again from the newest checkpoint") == 2
+    assert len(run.started("engine")) == 3 and len(run.metrics()) == 4
+    assert_each_group_trained_once(run, steps=4)
+
+
+def test_an_attempt_after_a_death_may_fail_to_start():
+    @contextmanager
+    def start():
+        raise ActorFailed("rollout engine 0 could not start: no memory")
+        yield
+
+    attempts = Attempts(SimpleNamespace(config=None), None, None, None, None)
+    with pytest.raises(ActorDied, match="no memory"):
+        attempts._attempt(start, resume=True, chaos=None, died_s=1.0)
+    with pytest.raises(ActorFailed) as failure:
+        attempts._attempt(start, resume=False, chaos=None, died_s=None)
+    assert not isinstance(failure.value, ActorDied)
+
+
 def test_modal_run_of_the_reference_preset_trains_on_the_cards_of_its_container(offline, tmp_path):
     (tmp_path / "facts").mkdir()
     image = {"PYTHONPATH": f"{FAKES}:{ROOT}", "PATH": str(pretend_gpus(tmp_path / "bin", 2)),
              "SLIME_OFFLINE": str(tmp_path / "facts")}
     settings = [*SLIME, *MODAL, "rollout.groups_per_step=4", "rollout.tile_groups=2"]
     ordinary, offline.plane.hosts[0] = offline.plane.hosts[0], Host(image=image)
+    run = offline.plane.volume("rlhaiku-runs") / "slime"
+    arguments = ("--preset", "reference", "--source", "embedded", "--run", "slime", "--settings", " ".join(settings))
     try:
-        status, output = offline.run(
-            "run", "launch/cluster.py", "--preset", "reference", "--source", "embedded", "--run", "slime",
-            "--settings", " ".join(settings), RLHAIKU_GPU="H100:2",
-        )  # fmt: skip
+        with offline.popen("run", "launch/cluster.py", *arguments, **SECRETS, RLHAIKU_GPU="H100:2") as process:
+            offline.wait_for(lambda: process.poll() is not None or (run / "checkpoints" / "step-000001").exists())
+            leaks, num_logs = planted_in_what_runs()
+            output, _ = process.communicate(timeout=LIMIT_S)
     finally:
         offline.plane.hosts[0] = ordinary
-    assert status == 0, output
-    run = offline.plane.volume("rlhaiku-runs") / "slime"
+    assert process.returncode == 0 and "Deprecat" not in output, output
+    assert num_logs > 5 and leaks == [] and "PLANTED" not in output
+    assert planted_in(tmp_path, offline.plane.root) == [], "what actors were started with is in there"
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert (run / "checkpoints" / "step-000002" / "hf" / "config.json").exists()
     engines, ranks = (facts_of(tmp_path / "facts", kind) for kind in ("engine", "rank"))
     assert sorted((each["index"], *each["gpus"]) for each in engines) == [(0, 0), (1, 1)]
     assert sorted((each["index"], *each["gpus"]) for each in ranks) == [(0, 0), (1, 1)]
     assert all(each["env"]["NCCL_CUMEM_ENABLE"] == "0" for each in ranks)
+
+
+def test_what_actors_are_started_with_holds_no_secret():
+    """Ray keeps and logs a runtime_env."""
+    code = "from actors.trainers.slime_recipe import *; print(engine_environment() | trainer_environment())"
+    environment = os.environ | SECRETS | {"PYTHONPATH": f"{FAKES}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "NCCL_CUMEM_ENABLE" in done.stdout and "PLANTED" not in done.stdout
 
 
 def test_cards_of_the_reference_run():
@@ -226,3 +275,11 @@ def test_cards_of_a_split_run():
 def test_engines_that_leave_no_card_are_refused(overrides):
     with pytest.raises(BadInput, match="engines and trainer"):
         plan_gpus(load_config("reference", overrides))
+
+
+def test_cards_of_engines_and_copies_that_take_several():
+    overrides = ["cluster.colocate=false", "rollout.num_engines=2", "rollout.gpus_per_engine=2"]
+    placement = plan_gpus(load_config("reference", [*overrides, "trainer.tensor_parallel=4"]))
+    assert (placement.engine_gpus, placement.rank_gpus, placement.gpus_per_engine) == ((0, 2), (4, 5, 6, 7), 2)
+    with pytest.raises(BadInput, match="tensor_parallel must divide"):
+        plan_gpus(load_config("reference", [*overrides, "trainer.tensor_parallel=3"]))

@@ -6,6 +6,7 @@ import modal
 
 from launch.by_value import by_value
 from launch.cluster import app, train
+from launch.cluster_run import summary_of
 from rlhaiku import Prompt, Scored
 
 
@@ -17,4 +18,5 @@ def node_of(prompt: Prompt, text: str) -> Scored:
 
 if __name__ == "__main__":
     with modal.enable_output(), app.run():
-        print(train.remote("laptop", sys.argv[1], "two", own=by_value(reward=node_of)))
+        settings = f"data.path=bundled {sys.argv[1]}"
+        print(summary_of(train.remote("laptop", settings, "two", own=by_value(reward=node_of))))

@@ -6,6 +6,7 @@ not), and which works from any network namespace.
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import shlex
@@ -122,14 +123,24 @@ class Container:
 
     def signal(self, number: int) -> None:
         """To the container's first process; SIGKILL to all of them."""
-        if self.process is None or self.process.returncode is not None:
-            return
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if self.host.namespace else []
+        pids = self.pids()
         if number == signal.SIGKILL:
-            os.killpg(pid, number)
-        else:
-            os.kill(int(children[0]) if children else pid, number)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        elif pids:
+            os.kill(pids[1] if self.host.namespace else pids[0], number)
+
+    def pids(self) -> list[int]:
+        """Its processes, whatever groups they have made for themselves; each after its parent."""
+        if self.process is None or self.process.returncode is not None:
+            return []
+        found = [self.process.pid]
+        for pid in found:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                    found += map(int, children.read_text().split())
+        return found
 
     async def end(self, grace_s: float, interrupt: bool) -> None:
         """No more inputs; then an interrupt, and after the grace period a kill."""

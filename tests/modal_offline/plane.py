@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import ClientConnectorError, ClientSession, web
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
@@ -66,6 +66,8 @@ class Plane:
         self.mounts: dict[str, dict[str, bytes]] = {}
         self.calls: dict[str, Call] = {}
         self.deployed: dict[str, str] = {}
+        self.web: dict[str, Call] = {}
+        """The containers of web functions whose URL was asked, by function."""
         self._ids: dict[tuple, str] = {}
         self._files: dict[str, bytes] = {}
         self._blobs: dict[str, bytes] = {}
@@ -120,6 +122,23 @@ class Plane:
         """What cloud storage does with a file of more than 4 MiB."""
         data = self._blobs[request.match_info["blob"]] = await request.read()
         return web.Response(headers={"ETag": hashlib.md5(data).hexdigest()})
+
+    async def pass_on(self, request: web.Request) -> web.Response:
+        """A request to a web function's URL: starts its container if there is none, waits for its port, asks there."""
+        function_id = request.match_info["function"]
+        if function_id not in self.web:
+            self.web[function_id] = self.call(function_id, None)
+        port = self.functions[function_id].webhook_config.web_server_port
+        where = f"http://127.0.0.1:{port}/{request.match_info['path']}"
+        async with ClientSession() as session:
+            while not self.web[function_id].done.is_set():
+                try:
+                    sent = session.request(request.method, where, data=await request.read(), headers=request.headers)
+                    async with sent as answer:
+                        return web.Response(status=answer.status, body=await answer.read(), headers=answer.headers)
+                except ClientConnectorError:
+                    await asyncio.sleep(0.1)
+        return web.Response(status=500)
 
     async def stop(self) -> None:
         """Ends every container."""
@@ -214,6 +233,8 @@ class Plane:
         name = request.deployment_name
         if name and name not in self.named_secrets:
             raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'")
+        if missing := set(request.required_keys) - set(self.named_secrets.get(name, ())):
+            raise GRPCError(Status.FAILED_PRECONDITION, f"Secret '{name}' has no {sorted(missing)}")
         secret_id = self.new("st", *([name] if name else []))
         self.secrets[secret_id] = self.named_secrets[name] if name else dict(request.env_dict)
         return pb.SecretGetOrCreateResponse(secret_id=secret_id, metadata=pb.SecretMetadata(name=name))
@@ -251,7 +272,7 @@ class Plane:
             function_schema=function.function_schema, max_object_size_bytes=RESULT_BYTES,
             supported_input_formats=function.supported_input_formats,
             supported_output_formats=function.supported_output_formats,
-            web_url=f"https://local--{function.function_name}.modal.invalid" if function.webhook_config.type else "",
+            web_url=f"{self.blob_url}/web/{function_id}" if function.webhook_config.type else "",
         )  # fmt: skip
 
     def function_ids(self, app_id: str) -> dict[str, str]:

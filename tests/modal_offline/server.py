@@ -46,6 +46,7 @@ class OfflineModal:
         return own | self._environment | {
             "MODAL_SERVER_URL": self.plane.url, "MODAL_TOKEN_ID": "ak-offline", "MODAL_TOKEN_SECRET": "as-offline",
             "MODAL_CONFIG_PATH": "/nonexistent", "PYTHONPATH": str(ROOT), "COLUMNS": "200",
+            "RLHAIKU_PYTHON": f"{sys.version_info[0]}.{sys.version_info[1]}",  # the containers run this one
         }  # fmt: skip
 
     def popen(self, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -109,6 +110,7 @@ class OfflineModal:
         self.plane.url = f"http://127.0.0.1:{self._server._server.sockets[0].getsockname()[1]}"
         storage = web.Application(client_max_size=1 << 30)
         storage.router.add_put("/{blob}", self.plane.put_blob)
+        storage.router.add_route("*", "/web/{function}/{path:.*}", self.plane.pass_on)
         self._storage = web.AppRunner(storage)
         await self._storage.setup()
         site = web.TCPSite(self._storage, "127.0.0.1", 0)

@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import pytest
 
 from rlhaiku.checkpoints import CheckpointStore, RunState, read_state
@@ -27,7 +30,7 @@ def test_a_failed_save_leaves_the_old_one_newest(tmp_path):
 
     with pytest.raises(OutputFailed, match="No space left on device"):
         store.save(RunState(10, 10), fail)
-    assert [path.name for path in store.complete()] == ["step-000005"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"], "what was half written is gone"
     store.save(RunState(10, 10), writer("10"))
     assert (store.complete()[-1] / "weights.txt").read_text() == "10"
 
@@ -84,3 +87,44 @@ def test_a_directory_that_takes_nothing_is_an_error_that_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputFailed, match=r"file[\s\S]*Not a directory[\s\S]*--resume"):
         CheckpointStore(tmp_path / "file", keep_last=2).save(RunState(5, 5), writer("5"))
+
+
+def test_the_same_step_may_be_damaged_again_and_again(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    store.save(RunState(5, 5), writer("5"))
+    for _ in range(3):
+        store.save(RunState(10, 10), writer("10"))
+        (tmp_path / "step-000010" / "weights.txt").write_text("bad")
+        assert store.newest_intact()[0] == tmp_path / "step-000005"
+    names = {"step-000005", "unusable-step-000010", "unusable-step-000010.2", "unusable-step-000010.3"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (5, 10):
+        store.save(RunState(step, step), writer(str(step)))
+    opened = Path.open
+
+    def bad_sector(path, *arguments, **keywords):
+        if path.match("step-000010/weights.txt"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", bad_sector)
+    path, problems = store.newest_intact()
+    assert path == tmp_path / "step-000005"
+    assert "Input/output error" in problems[0]
+
+
+def test_what_cannot_be_set_aside_ends_the_resume_with_a_remedy(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    store.save(RunState(5, 5), writer("5"))
+    (tmp_path / "step-000005" / "weights.txt").write_text("bad")
+
+    def read_only(self, target):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    with pytest.raises(OutputFailed, match=r"step-000005: Read-only file system[\s\S]*--resume"):
+        store.newest_intact()

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,23 +9,27 @@ from rlhaiku.config import (
     config_from_dict,
     describe_settings,
     field_names,
+    fingerprint,
     load_config,
     preset_names,
     read_config,
     write_config,
 )
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import BadInput, OutputFailed
 
 FROZEN = """
 seed num_steps model.path data.path rollout.engine rollout.num_engines rollout.threads_per_engine
-rollout.groups_per_step rollout.group_size rollout.tile_groups rollout.max_tokens rollout.temperature
-rollout.deterministic rollout.max_staleness reward.num_workers reward.functions reward.mode
-reward.topic_weight reward.dictionary reward.gate judge.required judge.rubric judge.poems_per_request
-judge.max_concurrency judge.requests_per_s judge.give_up_s judge.cache algorithm.advantage_scale
-algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.kl_coef algorithm.loss_aggregation
+rollout.groups_per_step rollout.group_size rollout.tile_groups rollout.gpus_per_engine rollout.max_tokens
+rollout.temperature rollout.deterministic rollout.max_staleness reward.num_workers reward.functions reward.mode
+reward.topic_weight reward.dictionary reward.gate reward.timeout_s judge.required judge.rubric
+judge.poems_per_request judge.max_concurrency judge.requests_per_s judge.max_tries judge.max_asks
+judge.give_up_s judge.cache judge.usd_per_million algorithm.advantage_scale
+algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.max_importance_ratio algorithm.kl_coef
+algorithm.loss_aggregation
 trainer.backend trainer.threads trainer.lr trainer.lr_schedule trainer.lr_warmup_steps trainer.adam_beta1
 trainer.adam_beta2 trainer.adam_eps trainer.weight_decay trainer.max_grad_norm trainer.optimizer_steps
-trainer.micro_batch_tokens trainer.shared_prompt trainer.recompute evaluation.interval evaluation.num_prompts
+trainer.micro_batch_tokens trainer.shared_prompt trainer.tensor_parallel trainer.recompute
+evaluation.interval evaluation.num_prompts
 evaluation.samples_per_prompt evaluation.temperature evaluation.max_tokens cluster.num_nodes
 cluster.gpus_per_node cluster.colocate cluster.wait_timeout_s output.save_interval output.keep_last
 output.poems_interval output.sinks
@@ -31,7 +38,7 @@ output.poems_interval output.sinks
 
 def test_settings_are_frozen_so_that_a_new_one_is_a_decision():
     assert field_names() == FROZEN
-    assert len(FROZEN) <= 60
+    assert len(FROZEN) <= 67
 
 
 def test_presets():
@@ -51,6 +58,43 @@ def test_written_config_reads_back_equal(preset, tmp_path):
     config = load_config(preset, ['model.path=a "quoted" \\ path', 'output.sinks=["tensorboard", "wandb:a/b"]'])
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
+
+
+def test_settings_of_an_earlier_version_are_refused_with_where_to_change_them(tmp_path):
+    write_config(load_config("laptop"), file := tmp_path / "config.toml")
+    file.write_text(file.read_text().replace("topic_weight = 0.12", "topic_weight = 0.25"))
+    with pytest.raises(BadInput, match=r"config\.toml, reward\.topic_weight[\s\S]*Edit it there"):
+        read_config(file)
+
+
+def test_settings_that_were_cut_off_are_refused(tmp_path):
+    path = tmp_path / "config.toml"
+    write_config(load_config("laptop"), path)
+    whole = path.read_bytes()
+    for size in range(0, whole.index(b"[output]"), 7):  # the sections come one after another, `output` last
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=r"config\.toml must be whole.*Bring it back"):
+            read_config(path)
+    path.write_bytes(b"\xff\x00" + whole)
+    with pytest.raises(BadInput, match="must be whole"):
+        read_config(path)
+
+
+def test_settings_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    config = load_config("laptop")
+    write_config(config, path)
+    before = path.stat()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    write_config(config, path)
+    assert path.stat() == before, "what is there already is not written again"
+    with pytest.raises(OutputFailed, match=r"config\.toml: No space left on device[\s\S]*--resume"):
+        write_config(load_config("laptop", ["seed=1"]), path)
+    assert read_config(path) == config
 
 
 @given(st.text(), st.floats(1e-9, 1e9))
@@ -102,3 +146,13 @@ def test_every_setting_says_what_it_means():
     assert [key for key, _, _ in rows] == FROZEN
     assert not [key for key, _, meaning in rows if not meaning]
     assert {key: value for key, value, _ in rows}["reward.functions"] == '{ "haiku" = 1.0 }'
+
+
+def test_prices_change_no_weights_and_a_deadline_may():
+    plain = fingerprint(load_config("laptop"))
+    assert fingerprint(load_config("laptop", ["judge.usd_per_million=[0.5, 2]"])) == plain
+    assert fingerprint(load_config("laptop", ["reward.timeout_s=5"])) != plain
+def test_a_bound_on_ratios_is_above_the_clip():
+    assert load_config("laptop", ["algorithm.max_importance_ratio=2"]).algorithm.max_importance_ratio == 2
+    with pytest.raises(BadInput, match=r"max_importance_ratio must be 0, or above .* \(1\.28\); got '1\.2'"):
+        load_config("laptop", ["algorithm.max_importance_ratio=1.2"])

@@ -1,11 +1,15 @@
+import errno
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlhaiku.batching import make_batch
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import AlgorithmConfig
+from rlhaiku.errors import OutputFailed
 from rlhaiku.metric_names import METRICS, describe_metric
 from rlhaiku.metrics import RunFiles, StepReport, evaluation_metrics, step_metrics
 from rlhaiku.types import Scored, SyncReport, TrainStats, Unscored
@@ -46,7 +50,8 @@ def test_metrics_of_a_step():
 
 def test_every_name_is_in_the_table_and_the_table_holds_nothing_else():
     state = RunState(3, 3)
-    rows = step_metrics(make_report()), evaluation_metrics(state, make_report().groups)
+    report = replace(make_report(), alarms={"alarm/logprob_gap": 0.0})
+    rows = step_metrics(report), evaluation_metrics(state, report.groups)
     names = {name for row in rows for name in row} | {"time/sync_s"}
     documented = {name if name in METRICS else name.partition("/")[0] + "/*" for name in names}
     assert documented == METRICS.keys()
@@ -85,6 +90,27 @@ def test_files_of_a_run_and_their_resume(tmp_path):
     resumed.step(make_report(3))
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert {row["step"] for row in rows(tmp_path / "samples.jsonl")} == {2}
+
+
+@pytest.mark.parametrize("tail", [
+    b'{"step": 3, "cut o', b"\x00\x00\xff\x00\n", b"\x00\x00\x00\n", b"17\n", b"[]\n", b"{}\n",
+], ids=["cut off", "no text", "zeros", "a number", "a list", "no step"])
+def test_what_a_crash_left_at_the_end_is_dropped(tmp_path, tail):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+    RunFiles(tmp_path, 1, resumed_step=2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputFailed, match="No space left on device"):
+        RunFiles(tmp_path, 1, resumed_step=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_comparison_reads_the_files_back(tmp_path):

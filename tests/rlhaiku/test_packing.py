@@ -11,7 +11,7 @@ from actors.trainers.forward import attention_allowed, pack_logprobs
 from rlhaiku.batching import make_batch
 from rlhaiku.config import AlgorithmConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import pack_groups
+from rlhaiku.packing import group_tokens, pack_groups, split_groups
 from rlhaiku.types import GroupKey, TrainGroup, TrainSample
 from tests.tiny import make_scored, save_tiny_model
 
@@ -118,3 +118,15 @@ def test_mask_shows_prompt_and_own_past_only():
         [1, 1, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
+
+
+def test_shares_have_about_equally_many_tokens_and_keep_their_order():
+    groups = list(batch_groups(9))
+    for count in (1, 2, 4, 12):
+        shares = split_groups(groups, count)
+        assert len(shares) == count
+        assert sorted((g for share in shares for g in share), key=groups.index) == groups
+        assert all(share == sorted(share, key=groups.index) for share in shares)
+        loads = [sum(map(group_tokens, share)) for share in shares]
+        assert max(loads) - min(loads) <= max(map(group_tokens, groups))
+    assert split_groups(groups, 1) == [groups]

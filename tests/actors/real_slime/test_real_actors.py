@@ -8,8 +8,11 @@ from argparse import Namespace
 import pytest
 import ray
 
+from actors.actor import Actor
 from actors.registry import Registry
 from actors.slime_contract import check_slime, contract_differences
+from actors.trainers.megatron_group import start_ranks
+from actors.trainers.megatron_trainer import Training
 from actors.waiting import wait_for
 from rlhaiku.errors import BadInput
 from tests.actors.real_slime.source import function_of, slime_root
@@ -76,18 +79,20 @@ def wait(refs):
     return wait_for(refs, TIMEOUT_S, "the test")
 
 
-def spawn_by_recipe(cls):
-    """Rank 0 is asked for its address, the others are given it; then all are initialised at once."""
-    remote = ray.remote(num_cpus=0)(cls)
-    first = remote.remote(RANKS, 0, None, None)
-    address = wait(first.get_master_addr_and_port.remote())
-    trainers = [first, *(remote.remote(RANKS, rank, *address) for rank in range(1, RANKS))]
+def start_trainers(registry):
+    """By our own start: rank 0 is asked for its address, the others are given it, then all are initialised at once."""
+    pytest.importorskip("megatron.training.arguments", exc_type=ImportError)
+    cls, ranks = type("MegatronTrainer", (Training, trainer_class()), {}), []
     args = Namespace(
         debug_rollout_only=False, debug_train_only=False, use_fault_tolerance=True, offload_train=False,
-        use_critic=False, colocate=True,
+        use_critic=False, colocate=True, use_kl_loss=False, kl_coef=0.0,
     )
-    assert wait([trainer.init.remote(args, "actor") for trainer in trainers]) == [0] * RANKS
-    return trainers
+    layout = start_ranks(
+        lambda index, address: ray.remote(num_cpus=0)(cls).remote(RANKS, index, *address),
+        ranks, RANKS, args, Actor("the registry", registry), TIMEOUT_S,
+    )  # fmt: skip
+    assert layout == {"dp_size": RANKS, "cp_size": 1}
+    return [rank.handle for rank in ranks]
 
 
 class Engine:
@@ -101,9 +106,7 @@ def test_slimes_update_against_our_registry(cluster):
     registry = ray.remote(num_cpus=0)(Registry).remote(RANKS)
     engine = ray.remote(num_cpus=0)(Engine)
     wait(registry.set_engines.remote([engine.remote(), engine.remote()], Lock.options(num_cpus=0).remote()))
-    trainers = spawn_by_recipe(trainer_class())
-    wait([trainer.set_rollout_manager.remote(registry) for trainer in trainers])
-    assert wait(registry.train_parallel_config.remote()) == {"dp_size": RANKS, "cp_size": 1}
+    trainers = start_trainers(registry)
 
     about = {
         "engine_gpu_counts": [1, 1], "engine_gpu_offsets": [0, 1],
@@ -121,8 +124,7 @@ def test_slimes_update_against_our_registry(cluster):
 
 def test_without_engines_trainers_skip_the_update(cluster):
     registry = ray.remote(num_cpus=0)(Registry).remote(RANKS)
-    trainers = spawn_by_recipe(trainer_class())
-    wait([trainer.set_rollout_manager.remote(registry) for trainer in trainers])
+    trainers = start_trainers(registry)
     assert wait([trainer.update.remote() for trainer in trainers]) == [[], []]
 
 

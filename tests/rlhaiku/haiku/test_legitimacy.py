@@ -1,5 +1,6 @@
 import tomllib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from rlhaiku.haiku.legitimacy import PARTS, score_legitimacy
 from rlhaiku.haiku.structure import score_structure
 
 REFERENCES = tomllib.loads(resources.files("rlhaiku").joinpath("assets", "references.toml").read_text(encoding="utf-8"))
+HONEST = (Path(__file__).parent / "honest.txt").read_text(encoding="utf-8").split("\n\n")[1:]
 POEM = "an old silent pond\na frog jumps into the pond\nsplash! silence again"
 
 
@@ -27,6 +29,17 @@ def test_every_reference_poem_is_legitimate(poem):
     assert legitimacy(poem["text"]).total == 1.0
 
 
+@pytest.mark.parametrize("poem", HONEST, ids=lambda poem: poem.split("\n")[0])
+def test_every_honest_poem_earns_everything(poem):
+    assert score_structure(poem).strict
+    prompt = "You are a haiku poet. You will be given a prompt and you will need to write a haiku about the prompt."
+    assert lowered(poem, prompt, *[reference["text"] for reference in REFERENCES["haiku"]]) == {}
+
+
+def test_there_are_many_honest_poems():
+    assert len(set(HONEST)) >= 40
+
+
 @pytest.mark.parametrize(
     ("text", "part", "value"),
     [
@@ -34,10 +47,19 @@ def test_every_reference_poem_is_legitimate(poem):
         ("1 2 3 4 5\n6 7 8\n9", "script", 0.0),
         ("a.-.-.-.-n\nb", "script", pytest.approx(0.3)),
         ("zoop blarg\nfrimp dwonk\nshorp", "real_words", 0.0),
-        ("the frog zoops a blarg\nin the dwonk of our cold pond", "real_words", pytest.approx(0.25 / 0.3)),
-        ("b d frog pond\nmoon night", "spelling", 0.5),
+        ("the frog zoops a blarg\nin the dwonk of our cold pond", "real_words", 1.0),
+        ("the frog zoops a blarg\nin the dwonk of our shlorp pond", "real_words", pytest.approx(0.6538, abs=1e-4)),
+        ("balavadama\nthe frog of the cold old pond\nnobody comes home", "real_words", pytest.approx(0.7353, abs=1e-4)),
+        ("moonpetaling sun\nthe frog of the cold old pond\nnobody comes home", "real_words", 1.0),
+        ("catcatcatcatcat\nthe frog of our cold old pond\nat home", "real_words", pytest.approx(0.5)),
+        ("b d frog pond\nmoon night", "spelling", pytest.approx(0.5)),
         ("b c d frog\npond moon", "spelling", 0.0),
-        ("rain rain rain rain\nfrog pond moon night", "repetition", pytest.approx(0.625)),
+        ("rain rain rain rain\nfrog pond moon night", "repetition", pytest.approx(0.75 * 0.625 * 0.9)),
+        ("pond moon frog pond moon\nfrog pond moon frog\ncat", "repetition", 0.0),
+        ("drip drip drip drip drip\nthe old tap in the kitchen\nsays", "repetition", pytest.approx(0.1556, abs=1e-4)),
+        ("the of and to in\nthe of and to in the of\ncat dog fish in of", "content", pytest.approx(0.5098, abs=1e-4)),
+        ("cat dog fish bird cow\npig hen duck goose fox bear wolf\ndeer moose", "content", pytest.approx(1 / 3)),
+        ("cat dog fish bird cow\npig hen duck goose fox bear wolf\nthe deer mouse and bat", "content", 1.0),
         ("cat cat\nthe cat", "repetition", pytest.approx(1 / 3)),
         (POEM.replace("splash! silence again", "an old silent pond"), "variety", 0.5),
         ("frog\npond moon night", "length", 1.0),
@@ -58,6 +80,8 @@ def test_a_part_for_every_trick(text, part, value):
         "moonpetals falling\nthe gardener rests her hands",
         "I saw vitamin C\nby the pond",
         "serverless GPUs\nhum by a 2nd pond",
+        "cherry petals fall\ncherry petals on the pond\ncherry petals gone",
+        "drip, drip, drip, the tap\ncounts the night",
     ],
 )
 def test_what_poets_do_costs_nothing(text):
@@ -73,6 +97,20 @@ def test_copying_counts_words_in_long_runs():
     half = POEM.split("\n")[0] + " a frog\nholds the cold moon for the night"
     assert 0.0 < legitimacy(half, source).parts["copying"] < 1.0
     assert legitimacy(POEM, "", "some other text about a pond").total == 1.0
+    assert legitimacy("a cold frog\nin a pond", "Write me a haiku about a frog in the pond.").parts["copying"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'an' old' 'silent pond'\na' frog' jumps' into' the' pond'\nsplash'! 'silence 'again",
+        "an old silent lake\na frog leaps into the pond\nsplash! quiet again",
+        "an-old silent-pond\na-frog jumps-into the-pond\nsplash! silence-again",
+        "an old silent pond's\nfrogs jumping into the ponds\nsplash! silence again",
+    ],
+)
+def test_a_disguised_copy_is_a_copy(text):
+    assert legitimacy(text, POEM).parts["copying"] <= 0.1
 
 
 def test_words_outside_the_dictionary_are_counted():

@@ -35,6 +35,18 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         (f"so, a frog\n</think>\n{POEM}", 1.0, True),
         (POEM + "\nI hope you like it", 0.75, False),
         ("Title\n" + POEM, 0.75, False),
+        ("Title\n" + POEM.replace("silence", "calm"), 0.625, False),
+        ("Sure, here you go\n" + POEM.replace("silence", "calm") + "\nEnjoy", 0.625, False),
+        ("Sure, here you go\n" + POEM.replace("\n", " / ") + "\nEnjoy", 0.75, False),
+        ("Here\nis\none\n\n" + POEM, 0.75, False),
+        ("assistant\n" + POEM, 1.0, True),
+        ("<|im_start|>assistant\n" + POEM, 1.0, True),
+        ("<start_of_turn>model\n" + POEM, 1.0, True),
+        (POEM.replace("\n", "<br>"), 1.0, True),
+        (f"<thinking>5-7-5\nfrog</thinking>\n\n{POEM}", 1.0, True),
+        (f"<haiku>\n{POEM}\n</haiku>", 1.0, True),
+        (f"{POEM}\n</think>", 1.0, True),
+        (f"so, a frog\n</think>\n{POEM}</think><|im_end|>", 1.0, True),
         ("Here is one:\n" + POEM, 0.75, False),
         ("Here is one:\n\n" + POEM.replace("\n", " / "), 0.75, False),
         ("Here is one:\n" + POEM.replace("\n", " / "), 0.75, False),
@@ -128,7 +140,9 @@ def test_no_line_takes_long(name):
         ("a / b", ("a / b",)),
         ("a / b / c / d", ("a / b / c / d",)),
         ("she and/or the moon\nb/c\nd", ("she and/or the moon", "b/c", "d")),
-        ("a / b / c\nd", ("a / b / c", "d")),
+        ("a / b / c\nd", ("a", "b", "c", "d")),
+        ("d\na / b / c\ne", ("d", "a", "b", "c", "e")),
+        ("d\na/b/c\ne", ("d", "a/b/c", "e")),
         ("a / b / c\n\nd", ("a", "b", "c", "d")),
         ("1. a\n2) b\n- c", ("a", "b", "c")),
         ("a\n***\nb", ("a", "b")),
@@ -151,6 +165,16 @@ def test_split_lines(text, expected):
         ("<|im_start|>pond<|endoftext|>", "pond"),
         ("a < b | c > d", "a < b | c > d"),
         ("pond```", "pond"),
+        ("<thinking>a</thinking>pond", "pond"),
+        ("a</think>pond", "pond"),
+        ("pond</think>", "pond"),
+        ("a</think>pond</think> <|im_end|>", "pond"),
+        ("<<SYS>>pond<</SYS>>[BOS]<extra_id_0>[/INST]", "pond"),
+        ("pond<br>moon<br/>", "pond\nmoon\n"),
+        ("<|start_header_id|>assistant<|end_header_id|>pond", "pond"),
+        ("model\npond", "pond"),
+        ("model ship\npond", "model ship\npond"),
+        ("i <3 the pond [sic]", "i <3 the pond [sic]"),
     ],
 )
 def test_strip_template(text, expected):
@@ -186,14 +210,27 @@ def test_any_text_scores_in_eighths_between_0_and_1(text):
     assert all(line.text == line.text.strip() != "" for line in structure.lines)
 
 
+TEMPLATE_TOKENS = (
+    "<|im_end|>", "<|im_start|>", "<|im_start|>assistant", "<|endoftext|>", "<s>", "</s>", "<eos>", "<bos>", "<pad>",
+    "<unk>", "<mask>", "<end_of_turn>", "<start_of_turn>model", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[BOS]",
+    "[EOS]", "[PAD]", "<extra_id_0>", "<unused7>", "<br>", "<br/>", "</think>", "</thinking>", "<tool_call>",
+    "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+
+
 @given(
-    st.one_of(prose, st.text(max_size=60), st.just(POEM)),
-    st.sampled_from(
-        ["<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<pad>", "<end_of_turn>", "[/INST]", "<｜end▁of▁sentence｜>"]
-    ),
+    st.one_of(prose, st.text(max_size=60), st.just(POEM), st.just("a thought</think>" + POEM)),
+    st.lists(st.sampled_from(TEMPLATE_TOKENS), min_size=1, max_size=3).map("".join),
 )
-def test_appending_a_template_token_changes_nothing(text, token):
-    assert score_structure(text + token) == score_structure(text)
+def test_appending_template_tokens_changes_nothing(text, tokens):
+    assert score_structure(text + tokens) == score_structure(text)
+
+
+@given(st.lists(verses, min_size=3, max_size=3), st.sampled_from(["moon", "moon moon moon"]), st.integers(0, 2))
+def test_a_title_costs_a_near_miss_what_it_costs_a_poem(poem, title, blanks):
+    """A line above never shifts the targets: what is lost is the quarter for exactly three lines."""
+    below = score_structure("\n".join(poem)).total
+    assert score_structure(title + "\n" * (1 + blanks) + "\n".join(poem)).total >= below - 0.25
 
 
 @given(prose, st.sampled_from(["<think>", "<think>syllables\n"]))

@@ -82,6 +82,11 @@ def test_many_readings_in_one_compound_stay_few():
         ("1,000 frogs & 3.5 ponds in 1999.", ("1,000", "frogs", "&", "3.5", "ponds", "in", "1999")),
         ("the '90s", ("the", "90s")),
         ("5km", ("5", "km")),
+        ("don´t", ("don't",)),
+        ("3½ cups, ½ a moon", ("3", "and", "a", "half", "cups", "half", "a", "moon")),
+        ("3² and x²", ("3", "2", "and", "x", "2")),
+        ("the U.S.A. at 7 a.m. J. F. K.", ("the", "u.s.a.", "at", "7", "a.m.", "j. f. k.")),
+        ("plan B. A cat. I. It is", ("plan", "b", "a", "cat", "i", "it", "is")),
         ("the 2,5,7 of it", ("the", "2", "5", "7", "of", "it")),
     ],
 )

@@ -93,13 +93,13 @@ def test_a_cassette_replays_without_a_server(tmp_path):
 
     async def record():
         async with JudgeServer(script=["500", "half"]) as server:
-            settings = JudgeSettings(server.url, api_key=KEY, nonce_seed="tape")
+            settings = JudgeSettings(server.url, api_key=KEY, nonce_salt="tape")
             transport = RecordingTransport(HttpTransport(settings), path)
             async with JudgeClient(settings, transport=transport, clock=FastClock()) as client:
                 return await client.judge(POEMS)
 
     async def replay(seed):
-        settings = JudgeSettings("http://nowhere.invalid", nonce_seed=seed)
+        settings = JudgeSettings("http://nowhere.invalid", nonce_salt=seed)
         async with JudgeClient(settings, transport=ReplayTransport(path), clock=FastClock()) as client:
             return await client.judge(POEMS), client.stats()
 

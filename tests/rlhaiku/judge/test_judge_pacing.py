@@ -86,6 +86,15 @@ def test_429_is_not_a_failure():
     run(test)
 
 
+def test_a_server_that_asks_for_patience_is_back():
+    async def test(clock, breaker):
+        await open_it(breaker, Judge(clock, up_at=99))
+        [said] = await clock.run(breaker.call(Judge(clock, up_at=99, error=Throttled("later", 1.0))))
+        assert isinstance(said, Throttled) and not breaker.is_open
+
+    run(test)
+
+
 def test_one_probe_at_a_time_then_everybody():
     async def test(clock, breaker):
         judge = Judge(clock, up_at=12.0)
@@ -152,7 +161,7 @@ def test_after_giving_up_the_judge_is_still_probed():
 def test_token_bucket():
     async def body():
         clock = FakeClock()
-        pace, went = Pace(2.0, clock), []
+        pace, went = Pace(2.0, 60.0, clock), []
 
         async def one():
             await pace.turn()
@@ -167,11 +176,50 @@ def test_token_bucket():
 def test_a_pause_holds_everybody():
     async def body():
         clock = FakeClock()
-        pace = Pace(0.0, clock)
-        pace.pause(7.0)
-        pace.pause(3.0)
+        pace = Pace(0.0, 60.0, clock)
+        pace.throttled(7.0)
+        pace.throttled(3.0)
         await clock.run(pace.turn(), pace.turn())
         assert clock.now() == 7.0
+
+    asyncio.run(body())
+
+
+def test_a_spell_of_throttling_ends_with_an_answer_or_with_patience():
+    async def body():
+        clock = FakeClock()
+        pace = Pace(0.0, 60.0, clock)
+        assert not pace.is_waiting
+        pace.throttled(50.0)
+        pace.answered()
+        assert pace.is_waiting, "a late answer to an earlier request says nothing about the pause"
+        await clock.run(pace.turn())
+        pace.throttled(3600.0)
+        results = await clock.run(*(pace.turn() for _ in range(5)))
+        assert all(isinstance(result, GaveUp) and result.is_outage for result in results)
+        assert clock.now() == 60.0
+        [late] = await clock.run(pace.turn())
+        assert isinstance(late, GaveUp) and clock.now() == 60.0, "until the pause is over nobody waits any more"
+        clock.time = 110.0
+        await pace.turn()
+        pace.answered()
+        assert not pace.is_waiting
+
+    asyncio.run(body())
+
+
+def test_debts_of_the_token_bucket_are_waiting():
+    async def body():
+        clock = FakeClock()
+        pace = Pace(0.5, 60.0, clock)
+        await pace.turn()
+        assert not pace.is_waiting
+        waiting = asyncio.ensure_future(clock.run(pace.turn()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pace.is_waiting
+        await waiting
+        assert not pace.is_waiting
 
     asyncio.run(body())
 

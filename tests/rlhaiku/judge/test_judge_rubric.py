@@ -107,6 +107,53 @@ def test_a_prompt_functions_version_follows_its_source(monkeypatch):
     assert as_rubric(other).read("7/20", [PoemToJudge("", "")], []) == [Judged(0.35)]
 
 
+class TutorialJudge:
+    """As the tutorial's, whose instances know where the judge is."""
+
+    def __init__(self, max_score=10.0):
+        self.max_score = max_score
+
+    def build_prompt(self, prompt, response, **kwargs):
+        return f"Topic: {prompt}\nResponse:\n{response}\nBetter than {kwargs['reference']}? Single number (0-10)."
+
+
+class NeedsArguments(TutorialJudge):
+    def __init__(self, model_name, base_url):
+        super().__init__()
+
+
+class WithoutReference:
+    version = "mine-1"
+
+    @staticmethod
+    def build_prompt(topic, poem):
+        return f"{topic}\n{poem}\n0-10?"
+
+
+def test_the_tutorials_class_with_build_prompt():
+    poem = PoemToJudge("frost", EVIL, "old frog")
+    for given in (TutorialJudge, TutorialJudge(), load_rubric("test_judge_rubric:TutorialJudge")):
+        rubric = as_rubric(given)
+        assert "old frog" in rubric.ask([poem], ["aaaa0000", "bbbb0000"]).user
+        assert rubric.read("7/10", [poem], []) == [Judged(0.7)] and rubric.max_poems == 1
+    assert as_rubric(TutorialJudge(20)).read("7/20", [poem], []) == [Judged(0.35)]
+    assert as_rubric(TutorialJudge).version == as_rubric(TutorialJudge()).version
+    without = as_rubric(WithoutReference)
+    assert without.version == "prompt-mine-1"
+    assert "old frog" not in without.ask([poem], ["aaaa0000", "bbbb0000"]).user
+
+
+@pytest.mark.parametrize(("given", "remedy"), [
+    (NeedsArguments, "instance"),
+    (lambda poem: poem, "build_prompt(topic, poem, reference)"),
+    (object(), "methods"),
+])
+def test_what_is_no_rubric_is_refused_with_a_remedy(given, remedy):
+    with pytest.raises(BadInput) as caught:
+        as_rubric(given)
+    assert remedy in str(caught.value)
+
+
 def test_rubrics_by_class_and_by_value():
     assert load_rubric("test_judge_rubric:Generous").version == "generous"
     rubric = Generous()

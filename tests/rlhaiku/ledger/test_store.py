@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhaiku.errors import BadInput, RunFailed
+from rlhaiku.errors import BadInput, OutputFailed, RunFailed
 from rlhaiku.events import GroupsClaimed, GroupsDropped, GroupsGenerated, GroupsScored, GroupsTrained
-from rlhaiku.ledger import Ledger, LedgerFailed, LedgerLocked, LedgerUnusable, StepLineage
+from rlhaiku.ledger import Ledger, LedgerFailed, LedgerLocked, LedgerUnusable, StepLineage, store
 from rlhaiku.ledger import schema as ledger_schema
 from rlhaiku.types import Completion, Group, Scored, ScoredGroup, TrainStats, Unscored
 from tests.tiny import make_request
@@ -335,6 +335,45 @@ except LedgerFailed as error:
         assert [lineage.step for lineage in ledger.lineage()] in (
             list(range(failed_step)), list(range(failed_step + 1))
         ), "what was recorded before is intact"
+
+
+@pytest.mark.parametrize("code", ["SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_CANTOPEN", "SQLITE_READONLY"])
+def test_a_disk_that_refuses_is_no_damage(path, monkeypatch, code):
+    """Nobody is told to move a good ledger away because the disk is full."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = getattr(sqlite3, code)
+
+    def refuse(db, path):
+        raise error
+
+    monkeypatch.setattr(store, "_prepare", refuse)
+    with pytest.raises(OutputFailed, match=r"ledger\.sqlite: .*full[\s\S]*make room[\s\S]*--resume"):
+        Ledger(path)
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    Ledger(path).close()
+
+
+def test_a_backup_comes_back_without_what_belonged_to_the_lost_file(path, tmp_path):
+    with Ledger(path) as ledger:
+        ledger.begin_attempt(0)
+        play(ledger, 0)
+        ledger.backup(tmp_path / "copy.sqlite")
+        for step in range(1, 30):
+            play(ledger, step)
+        beside = {name: path.with_name(path.name + name).read_bytes() for name in ("-wal", "-shm")}
+    path.unlink()
+    for name, data in beside.items():
+        path.with_name(path.name + name).write_bytes(data)
+    with Ledger(path, tmp_path / "copy.sqlite") as restored:
+        assert restored.lineage() == [StepLineage(0, 1, (0, 1), ())]
+        with pytest.raises(LedgerLocked):
+            Ledger(path, tmp_path / "copy.sqlite")
 
 
 def test_recording_before_an_attempt_is_a_mistake(path):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.sglang_stand_in import SglangStandIn
+from tests.sglang_stand_in import GlooStandIn
 
 
-class Held(SglangStandIn):
+class Held(GlooStandIn):
     """Draws nothing as long as a file says so."""
 
     async def answer(self, request, body, how):

@@ -6,7 +6,7 @@ import urllib.request
 
 from sglang.srt.server_args import ServerArgs
 from slime.ray.ray_actor import RayActor
-from slime.record import started
+from slime.record import started, switched
 
 
 def launch_server_process(server_args):
@@ -32,6 +32,8 @@ class SGLangEngine(RayActor):
 
     def init(self, dist_init_addr, port, nccl_port, host=None, disaggregation_bootstrap_port=None, router_ip=None,
              router_port=None):
+        if switched("fail-engine-start"):
+            raise OSError("the card has no memory for it")
         self.server_host, self.server_port = host, port
         assert len({int(dist_init_addr.rsplit(":", 1)[1]), port, nccl_port}) == 3
         self.process = launch_server_process(ServerArgs(host=host, port=port))
@@ -77,12 +79,17 @@ class SGLangEngine(RayActor):
         return self._request("POST", "update_weights_from_tensor", payload)
 
     def init_weights_update_group(self, master_address, master_port, rank_offset, world_size, group_name, backend):
-        return self._request("POST", "init_weights_update_group", {"rank_offset": rank_offset})
+        return self._request("POST", "init_weights_update_group", {
+            "master_address": master_address, "master_port": master_port, "rank_offset": rank_offset,
+            "world_size": world_size, "group_name": group_name, "backend": backend,
+        })
 
     def destroy_weights_update_group(self, group_name):
         return self._request("POST", "destroy_weights_update_group")
 
     def update_weights_from_distributed(self, names, dtypes, shapes, group_name, flush_cache=False,
                                         weight_version=None, load_format=None):
-        payload = {"weights": json.loads(load_format), "weight_version": weight_version}
-        return self._request("POST", "update_weights_from_distributed", payload)
+        return self._request("POST", "update_weights_from_distributed", {
+            "names": names, "dtypes": [str(dtype).replace("torch.", "") for dtype in dtypes], "shapes": shapes,
+            "group_name": group_name, "weight_version": weight_version,
+        })

@@ -1,0 +1,159 @@
+"""The policy over several ranks by FSDP2: each holds an equal part of the fp32 weights and of the optimizer's state.
+
+A layer's weights are gathered for its forward pass, in bf16 on GPUs, and stay until its backward pass is done; its
+gradients are added up over the ranks in fp32, each rank keeping its part. All ranks forward equally often, since both
+are collective; each forwards groups of its own.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel
+
+from actors.bf16 import fuse_norms
+from actors.trainers.forward import pack_logprobs
+from actors.trainers.policy import Device, Policy, layers_of, load_policy, prepare_layers
+from rlhaiku.errors import ActorDied
+from rlhaiku.packing import Pack
+
+BY_ROWS = [Shard(0)]
+"""How FSDP2 cuts a tensor: by rows, as evenly as they go."""
+
+
+class ShardedPolicy(Policy):
+    """A rank's part. Methods are collective: all ranks call them, in the same order."""
+
+    def __init__(self, path: str, device: Device, *, recompute: bool = False, compiled: bool = False) -> None:
+        """After `join`."""
+        self.rank, self.num_ranks, self._device = dist.get_rank(), dist.get_world_size(), device
+        self._mesh = init_device_mesh(device, (self.num_ranks,))
+        self.model = load_policy(path)
+        self._dtype = torch.float32
+        precision = MixedPrecisionPolicy()
+        if device == "cuda":
+            self._dtype = torch.bfloat16
+            precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            fuse_norms(self.model)
+        prepare_layers(self.model, recompute=recompute, compiled=compiled)
+        self._scorer = _Scorer(self.model)
+        for part in (*layers_of(self.model), self._scorer):
+            fully_shard(part, mesh=self._mesh, mp_policy=precision, reshard_after_forward=False)
+        self.weights = dict(self.model.named_parameters())
+
+    def logprobs(self, pack: Pack, temperature: float) -> Tensor:
+        """[N] log-probabilities of a pack's loss tokens; the backward pass averages gradients over the ranks."""
+        logprobs: Tensor = self._scorer(pack, temperature)
+        return logprobs
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """[] their global norm before; they are scaled down to `max_norm` where it is more."""
+        norm = super().clip_gradients(max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def refresh(self) -> None:
+        """Nothing: the next forward pass gathers the weights as they are."""
+
+    @torch.no_grad()
+    def outgoing(self) -> Iterable[tuple[str, Tensor]]:
+        """Every parameter, whole, as engines take it."""
+        return [(name, _whole(weight.to(self._dtype))) for name, weight in self.weights.items()]
+
+    @torch.no_grad()
+    def whole(self, state: Any) -> Any:  # noqa: ANN401  (dicts and lists of tensors)
+        """A state as one rank alone would have it, in the CPU's memory of rank 0; elsewhere without tensors."""
+
+        def gather(each: Any) -> Any:  # noqa: ANN401
+            if not isinstance(each, DTensor):
+                return each
+            tensor = each.full_tensor()
+            return tensor.cpu() if self.rank == 0 else None
+
+        return tree_map(gather, state)
+
+    @torch.no_grad()
+    def share(self, state: Any) -> Any:  # noqa: ANN401
+        """What this rank holds of a whole state, however many ranks saved it."""
+
+        def cut(each: Any) -> Any:  # noqa: ANN401
+            if not isinstance(each, Tensor) or not each.ndim:
+                return each
+            # Every rank has read the file, so none has to send. A clone, as older torch gives a view of the whole.
+            return distribute_tensor(each.detach().to(self._device), self._mesh, BY_ROWS, src_data_rank=None).clone()
+
+        return tree_map(cut, state)
+
+    def export(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
+        """Writes a Hugging Face directory, on rank 0 alone; `weights`: of `whole`."""
+        with torch.device("meta"):
+            skeleton: PreTrainedModel = type(self.model)._from_config(self.model.config, dtype=self._dtype)
+        skeleton.generation_config = self.model.generation_config
+        skeleton.save_pretrained(directory, state_dict={name: each.to(self._dtype) for name, each in weights.items()})
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around what needs the other ranks; raises ActorDied if one is gone."""
+        return _needing_others(self.rank)
+
+    def add_up(self, sums: Tensor) -> Tensor:
+        """Sums over all ranks."""
+        dist.all_reduce(sums)
+        return sums
+
+    def most(self, count: int) -> int:
+        """The largest count of any rank."""
+        counts = torch.tensor(count, device=self._device)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return int(counts)
+
+
+class _Scorer(nn.Module):
+    """The outermost module FSDP sees: embedding and head are gathered while its forward pass runs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pack: Pack, temperature: float) -> Tensor:
+        return pack_logprobs(self.model, pack, temperature).clone()  # FSDP's hook hangs on it, and it is a view
+
+
+def join(device: Device, meeting: Path, rank: int, num_ranks: int, timeout_s: float) -> None:
+    """Meets the other ranks, which are on this machine, through a file that is not there yet; returns when all are in.
+
+    `timeout_s`: longest wait for one of them, here and in every collective.
+    """
+    with _needing_others(rank):
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            init_method=f"file://{meeting.absolute()}",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=timeout_s),
+        )
+
+
+@contextmanager
+def _needing_others(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        # NCCL's errors have a class; gloo's name its source, or the deadline.
+        if not isinstance(error, dist.DistError) and not re.search("gloo|[Tt]imed? ?out", said):
+            raise
+        raise ActorDied(f"trainer rank {rank} needs the others: {said}") from None
+
+
+def _whole(weight: Tensor) -> Tensor:
+    assert isinstance(weight, DTensor)
+    return weight.full_tensor()

@@ -1,0 +1,94 @@
+"""Seconds for each phase of a step at a real model's shape with random weights, for `slime_first_contact`."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.shapes import qwen3
+from benchmarks.gpu.slime_first_contact import (
+    SMALL,
+    Found,
+    _batch,
+    _cast,
+    _config,
+    _draw,
+    _log,
+    _quick,
+    _since,
+    _train,
+)
+from benchmarks.models import request
+
+
+def sync_alone(size: str, overrides: Sequence[str]) -> Found:
+    """Four syncs of random weights, and what a sync consists of."""
+    with tempfile.TemporaryDirectory() as name:
+        model = qwen3(Path(name) / "model", size, weights=True)
+        settings = [*SMALL, f"model.path={model}", *overrides]
+        with _cast(_config(settings), sglang_flags=_quick()) as cast:
+            reports = [cast.roles.weight_sync.publish(weight_version) for weight_version in range(4)]
+            found = {"sync_s": [round(each.seconds, 3) for each in reports],
+                     "sync_gb": round(reports[0].num_bytes / 1e9, 3),
+                     "sync_gb_per_s": round(reports[-1].num_bytes / 1e9 / reports[-1].seconds, 2)}
+            _log(found)
+            return found | {"sync_parts_s": _sync_parts(cast, 4)}
+
+
+def speed(size: str, overrides: Sequence[str], **options: Any) -> Found:  # noqa: ANN401
+    """256 and 1024 completions of 30 tokens behind prompts of 60; three times each, the first not counted."""
+    with tempfile.TemporaryDirectory() as name:
+        started = time.perf_counter()
+        model = qwen3(Path(name) / "model", size, weights=True)
+        found: Found = {"model_s": _since(started)}
+        settings = [*SMALL, f"model.path={model}", "rollout.tile_groups=16", "rollout.max_tokens=30", *overrides]
+        started = time.perf_counter()
+        with _cast(_config(settings), **options) as cast:
+            found["start_s"] = _since(started)
+            weight_version = 0
+            found["first_sync_s"] = round(cast.roles.weight_sync.publish(0).seconds, 3)
+            _log(found)
+            for count in (256, 1024):
+                seconds: dict[str, list[float]] = {"rollout": [], "train": [], "sync": []}
+                for turn in range(3):
+                    asked = [
+                        request(claim, prompt_tokens=60, max_tokens=30, group_size=8, version=weight_version)
+                        for claim in range(turn * 1000, turn * 1000 + count // 8)
+                    ]
+                    moments = [time.perf_counter()]
+                    groups = _draw(cast, asked)
+                    moments.append(time.perf_counter())
+                    stats = _train(cast, _batch(groups, weight_version))
+                    moments.append(time.perf_counter())
+                    weight_version += 1
+                    report = cast.roles.weight_sync.publish(weight_version)
+                    moments.append(time.perf_counter())
+                    for phase, start, end in zip(seconds, moments[:-1], moments[1:], strict=True):
+                        seconds[phase].append(round(end - start, 3))
+                    found[str(count)] = {
+                        "seconds": seconds, "tokens": stats.num_loss_tokens, "logprob_gap": stats.logprob_gap,
+                        "rollout_tokens_per_s": round(stats.num_loss_tokens / seconds["rollout"][-1]),
+                        "train_tokens_per_s": round(stats.num_forward_tokens / seconds["train"][-1]),
+                        "sync_gb": round(report.num_bytes / 1e9, 3),
+                        "sync_gb_per_s": round(report.num_bytes / 1e9 / seconds["sync"][-1], 2),
+                    }
+                    _log(found)
+            found["sync_parts_s"] = _sync_parts(cast, weight_version + 1)
+            return found
+
+
+def _sync_parts(cast: Any, weight_version: int) -> Found:  # noqa: ANN401
+    """How long sending takes, and how long checking it on either side does."""
+    from actors.waiting import wait_for_all
+
+    sync, found = cast.roles.weight_sync, {}
+    for name, method, actors, given in (
+        ("push", "push_weights", sync._ranks, (weight_version,)),
+        ("trainer_checksums", "sent_tensors", sync._ranks, ()),
+        ("engine_checksums", "held_weights", sync._engines.actors, ()),
+    ):
+        started = time.perf_counter()
+        wait_for_all([(getattr(each.handle, method).remote(*given), each) for each in actors], 120, name)
+        found[name] = _since(started)
+    return found

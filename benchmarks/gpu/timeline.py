@@ -1,0 +1,49 @@
+"""When something was at work, from spans on the machine's own clock: pure functions over lists of (began, ended)."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Span = tuple[float, float]
+"""Seconds since the epoch."""
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of a torch profile's events that keep a card busy."""
+
+
+def union_s(spans: Iterable[Span], window: Span) -> float:
+    """Seconds of the window that at least one span covers."""
+    covered, reached = 0.0, window[0]
+    for began, ended in sorted(spans):
+        began, ended = max(began, reached), min(ended, window[1])
+        if ended > began:
+            covered += ended - began
+            reached = ended
+    return covered
+
+
+def idle_share(spans: Sequence[Span], windows: Sequence[Span]) -> float:
+    """Share of all windows together that no span covers; raises ValueError if there are none."""
+    total_s = sum(ended - began for began, ended in windows)
+    if total_s <= 0:
+        raise ValueError("an idle share needs at least one window")
+    return 1 - sum(union_s(spans, window) for window in windows) / total_s
+
+
+def read_spans(path: Path) -> list[Span]:
+    """What `benchmarks.coordinator_overhead.spanned` wrote."""
+    return [(began, ended) for began, ended in map(json.loads, path.read_text().splitlines())]
+
+
+def read_trace(path: Path, categories: Collection[str] = ON_DEVICE) -> list[Span]:
+    """The events of some categories in a profile that torch exported as a Chrome trace."""
+    return spans_of(json.loads(path.read_text()), categories)
+
+
+def spans_of(trace: Mapping[str, Any], categories: Collection[str]) -> list[Span]:
+    """The same of a trace that is loaded."""
+    base_s = trace.get("baseTimeNanoseconds", 0) / 1e9
+    return [
+        (base_s + event["ts"] / 1e6, base_s + (event["ts"] + event["dur"]) / 1e6)
+        for event in trace["traceEvents"] if event.get("ph") == "X" and event.get("cat") in categories
+    ]

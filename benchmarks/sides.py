@@ -1,0 +1,55 @@
+"""How both sides of a comparison with TRL are started and listened to, and what must hold for it to mean anything."""
+
+import json
+import sys
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+PEER_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled", "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # FlashInfer compiles when it starts, and is not everywhere vLLM is
+}
+OURS = """
+import json, sys, time
+from pathlib import Path
+from launch.local import run
+from rlhaiku.config import read_config
+from rlhaiku.coordinator import Coordinator
+seconds, step = [], Coordinator.step
+def timed(*arguments, **named):
+    began = time.perf_counter()
+    result = step(*arguments, **named)
+    seconds.append(time.perf_counter() - began)
+    return result
+Coordinator.step = timed
+run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
+print("SECONDS " + json.dumps(seconds), flush=True)
+"""
+"""A run of ours, and the wall time of each of its steps, whole: TRL's clock, too, stops for nothing."""
+MAX_GAP = 0.02
+"""Mean |trainer logprob - rollout logprob|, in bf16."""
+LENGTHS_ALIKE = 0.15
+"""Largest relative difference of the mean lengths: both draw at temperature 1 from nearly the same weights."""
+
+
+def said(output: str, marker: str) -> Any:  # noqa: ANN401  (whatever JSON holds)
+    """The JSON of the last line that begins with `marker`: libraries print before and after it."""
+    lines = [line for line in output.splitlines() if line.startswith(marker)]
+    if not lines:
+        sys.exit(f"no line begins with {marker!r} in:\n{output[-3000:]}")
+    return json.loads(lines[-1].removeprefix(marker))
+
+
+def guards(peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], warm_up: int) -> list[str]:
+    """What makes a ratio void, in words, and how long each side takes to bring its weights to its engine."""
+    gap = max(max(run["gap"]) for run in ours)
+    lengths = [fmean(run["length"][warm_up] for run in side) for side in (peers, ours)]
+    alike = abs(lengths[0] - lengths[1]) <= LENGTHS_ALIKE * max(lengths)
+    found = [f"VOID: the logprob gap {gap:.4f} is not below {MAX_GAP}"] * (gap >= MAX_GAP)
+    found += [f"VOID: the mean lengths {lengths[0]:.1f} and {lengths[1]:.1f} differ"] * (not alike)
+    syncs = [[1000 * each for run in side for each in run["sync"][warm_up:]] for side in (peers, ours)]
+    if all(syncs):
+        theirs, mine = map(median, syncs)
+        found.append(f"weights to the engine: TRL {theirs:.1f} ms, ours {mine:.1f} ms until it may read them")
+    return found
