@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import fsum
 from typing import Self
@@ -104,13 +105,12 @@ class RewardWorker:
             elif self._spec.judge and isinstance(function, HaikuReward):
                 columns.append(await self._score_with_style(function, poems))
             else:
-                columns.append([as_reward(call(function, poem)) for poem in poems])
+                columns.append(_column(function, poems))
         return self._combined(columns)
 
     def rewards_now(self, poems: Sequence[Poem]) -> list[Reward]:
         """The same without a judge and without deadlines, in the calling process."""
-        functions = [function for function, _ in self._spec.functions]
-        return self._combined([[as_reward(call(function, poem)) for poem in poems] for function in functions])
+        return self._combined([_column(function, poems) for function, _ in self._spec.functions])
 
     async def is_paused(self) -> bool:
         """Whether its silence has a reason with a deadline of its own, so that it is no hang.
@@ -159,6 +159,14 @@ class RewardWorker:
         if weights == [1.0]:
             return list(columns[0])
         return [_combine(row, weights) for row in zip(*columns, strict=True)]
+
+
+def _column(function: RewardFn, poems: Sequence[Poem]) -> list[Reward]:
+    """The function's reward of each poem; what fails is Unscored."""
+    if isinstance(function, HaikuReward):
+        with suppress(Exception):  # its numbers are finite; should it ever raise, the line below says for which poem
+            return [function(prompt, text) for prompt, text in poems]
+    return [as_reward(call(function, poem)) for poem in poems]
 
 
 def _to_judge(prompt: Prompt, text: str) -> PoemToJudge:
