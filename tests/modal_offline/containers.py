@@ -122,14 +122,12 @@ class Container:
             self.plane.log(self.plane.app_of[self.call.function_id], who + line.decode(errors="replace"))
 
     def signal(self, number: int) -> None:
-        """To the container's first process; SIGKILL to all of them."""
+        """To the container's first process; SIGKILL to all of them. Any of them may have ended by itself meanwhile."""
         pids = self.pids()
-        if number == signal.SIGKILL:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        elif pids:
-            os.kill(pids[1] if self.host.namespace else pids[0], number)
+        first = slice(1, 2) if self.host.namespace else slice(0, 1)
+        for pid in pids if number == signal.SIGKILL else pids[first]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def pids(self) -> list[int]:
         """Its processes, whatever groups they have made for themselves; each after its parent."""
@@ -145,14 +143,15 @@ class Container:
     async def end(self, grace_s: float, interrupt: bool) -> None:
         """No more inputs; then an interrupt, and after the grace period a kill."""
         self._closing = True
-        if interrupt:
-            self.signal(signal.SIGINT)
         try:
+            if interrupt:
+                self.signal(signal.SIGINT)
             await asyncio.wait_for(self.process.wait(), grace_s)
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await self.process.wait()
-        self._server.close()
+        finally:
+            self._server.close()
 
     # -- what the container's side of the client asks --------------------------------------------------------------
     def ContainerHello(self, request):
@@ -248,7 +247,10 @@ class Call:
         self.containers = [Container(self, rank) for rank in range(size)]
         await asyncio.gather(*(container.start() for container in self.containers))
         exits = [asyncio.ensure_future(self._watch(container)) for container in self.containers]
-        await asyncio.wait_for(self._settled.wait(), self.function.timeout_secs)
+        try:
+            await asyncio.wait_for(self._settled.wait(), self.function.timeout_secs)
+        except TimeoutError:
+            self.settle(_failure(f"took longer than {self.function.timeout_secs} s"))
         succeeded = self.output.result.status == pb.GenericResult.GENERIC_STATUS_SUCCESS
         ends = (each.end(GRACE_S, interrupt=not (succeeded and each.rank == 0)) for each in self.containers)
         await asyncio.gather(*ends, *exits)
