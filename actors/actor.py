@@ -64,9 +64,9 @@ class Actor:
     def history(self) -> str:
         """What it did last, as a sentence."""
         if self._finished is None:
-            return "It has finished nothing yet."
+            return "It has answered nothing yet."
         doing, at_s = self._finished
-        return f"It last finished: {doing}, {time.monotonic() - at_s:.0f} s ago."
+        return f"It last answered {time.monotonic() - at_s:.0f} s ago, asked {doing}."
 
     def process(self) -> Process | None:
         """Its process; None while it is starting, or when it died before it was up."""

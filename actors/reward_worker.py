@@ -9,7 +9,6 @@ from typing import Self
 
 from actors.user_reward import Poem, UserReward, as_reward, call
 from rlhaiku.haiku.reward import HaikuReward, PoemScore
-from rlhaiku.haiku.structure import strip_template
 from rlhaiku.judge import JudgeClient, Judged, Judgement, JudgeSettings, PoemToJudge, Rubric
 from rlhaiku.types import Prompt, Reward, Scored, Unscored
 
@@ -142,7 +141,7 @@ class RewardWorker:
     async def _score_with_style(self, reward: HaikuReward, poems: Sequence[Poem]) -> list[Reward]:
         scores = [reward.score_text(prompt, text) for prompt, text in poems]
         asked = [i for i, score in enumerate(scores) if score.gate_value > 0]
-        judgements = await self._client().judge([_to_judge(*poems[i]) for i in asked])
+        judgements = await self._client().judge([PoemToJudge.of(*poems[i]) for i in asked])
         style: dict[int, Judgement] = dict(zip(asked, judgements, strict=True))
         return [_with_style(reward, score, style.get(i)) for i, score in enumerate(scores)]
 
@@ -167,10 +166,6 @@ def _column(function: RewardFn, poems: Sequence[Poem]) -> list[Reward]:
         with suppress(Exception):  # its numbers are finite; should it ever raise, the line below says for which poem
             return [function(prompt, text) for prompt, text in poems]
     return [as_reward(call(function, poem)) for poem in poems]
-
-
-def _to_judge(prompt: Prompt, text: str) -> PoemToJudge:
-    return PoemToJudge(prompt.topic, strip_template(text).strip(), prompt.reference)
 
 
 def _with_style(reward: HaikuReward, score: PoemScore, judgement: Judgement | None) -> Reward:

@@ -228,7 +228,6 @@ class RayEvents:
             pause.saw(pending.actor)
         try:
             value = wait_for(ref, self._timeout_s, pending.actor, f"for {pending.doing}")
-            pending.actor.finished(pending.doing)  # without the preposition
         except ActorDied as death:
             if pending.on_death is None:
                 raise

@@ -52,7 +52,7 @@ def advise(row: Mapping[str, float]) -> dict[str, Advice]:
             "samples.jsonl has the reasons; a judge needs LLM_JUDGE_URL to answer, a reward function must not raise",
         )
     is_fresh = row["rollout/staleness_mean"] == 0
-    if (gap := row["train/logprob_gap"]) > (LOGPROB_GAP if is_fresh else STALE_GAP):
+    if (gap := row["train/logprob_gap"]) > largest_gap(is_fresh):
         found["gap"] = Advice(
             f"trainer and engine disagree by {gap:.3f} per token about what was sampled",
             "they should hold the same weights and temperature: check the engine's precision and its weight version"
@@ -79,8 +79,8 @@ class GapAlarm:
 
     def step(self, report: StepReport) -> None:
         """Tells whether the step's gap is too large, or has grown."""
-        gap = report.stats.logprob_gap
-        is_wrong = gap > LOGPROB_GAP or has_grown(gap, self._first) if _is_fresh(report) else gap > STALE_GAP
+        gap, is_fresh = report.stats.logprob_gap, _is_fresh(report)
+        is_wrong = gap > largest_gap(is_fresh) or (is_fresh and has_grown(gap, self._first))
         alarms = {"alarm/logprob_gap": float(is_wrong)}
         if len(self._first) < FIRST_STEPS:
             self._first.append(gap)
@@ -97,6 +97,11 @@ def _is_fresh(report: StepReport) -> bool:
     """Whether all completions were drawn with the weights that they train."""
     before = report.state.weight_version - 1
     return all(c.weight_version == before for scored in report.groups for c in scored.group.completions)
+
+
+def largest_gap(is_fresh: bool) -> float:
+    """What trainer and engine may differ by, per token; `is_fresh`: the completions are of the weights they train."""
+    return LOGPROB_GAP if is_fresh else STALE_GAP
 
 
 def has_grown(gap: float, first: Sequence[float]) -> bool:

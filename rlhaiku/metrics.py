@@ -117,15 +117,13 @@ class RunFiles:
         content = {"summary": summarize(answers_of(groups)).to_dict(), "samples": list(sample_rows(state.step, groups))}
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            _write(path, content)
+        _write(path, content)
 
     def compare(self, last_step: int) -> Comparison:
         """The evaluation after `last_step` against the one before the first; also writes `eval/summary.json`."""
         base, trained = (_read_answers(self._evaluation_file(step)) for step in (0, last_step))
         comparison = compare(base, trained)
-        path = self._directory / "eval" / "summary.json"
-        with writing(path):
-            _write(path, comparison.to_dict())
+        _write(self._directory / "eval" / "summary.json", comparison.to_dict())
         return comparison
 
     def _evaluation_file(self, step: int) -> Path:
@@ -196,10 +194,7 @@ def _read_answers(path: Path) -> list[Answer]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing: somebody may be reading, and a crash may come."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=1).encode())
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -51,7 +51,11 @@ def imports() -> Found:
 
 def trainer() -> Found:
     """The tests marked `gpu`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-W", "default", "tests/actors"]
+    return _tests("-m", "gpu", "tests/actors")
+
+
+def _tests(*arguments: str) -> Found:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-W", "default", *arguments]
     done = subprocess.run(command, cwd=ROOT, timeout=280, check=False, capture_output=True, text=True)
     print(done.stdout[-6000:], done.stderr[-1000:])
     said = done.stdout.strip().splitlines()[-1]
@@ -167,13 +171,7 @@ def train_torch() -> Found:
 
 def several() -> Found:
     """The tests of several ranks and relays; what needs two GPUs is left out where there is one."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rs", "-W", "default", "tests/actors/test_several_gpus.py"]
-    done = subprocess.run(command, cwd=ROOT, timeout=280, check=False, capture_output=True, text=True)
-    print(done.stdout[-6000:], done.stderr[-1000:])
-    said = done.stdout.strip().splitlines()[-1]
-    assert done.returncode == 0
-    assert "passed" in said, said
-    return {"pytest": said}
+    return _tests("-rs", "tests/actors/test_several_gpus.py")
 
 
 TWO_GPUS = ("--set", "cluster.gpus_per_node=2")

@@ -9,7 +9,6 @@ from typing import Any, Protocol, overload
 
 from rlhaiku.errors import RunFailed
 from rlhaiku.haiku.reward import HaikuReward
-from rlhaiku.haiku.structure import strip_template
 from rlhaiku.judge import JudgeClient, Judgement, PoemToJudge, Unjudged, from_environment
 from rlhaiku.types import Prompt
 
@@ -70,12 +69,8 @@ async def _totals(reward: HaikuReward, samples: Sequence[Sample]) -> list[float]
     asked = [i for i, score in enumerate(scores) if judge and score.gate_value > 0]
     judgements: dict[int, Judgement] = {}
     if judge and asked:
-        judgements = dict(zip(asked, await judge.judge([_to_judge(*poems[i]) for i in asked]), strict=True))
+        judgements = dict(zip(asked, await judge.judge([PoemToJudge.of(*poems[i]) for i in asked]), strict=True))
     return [reward.total(score, _style(judgements.get(i))).total for i, score in enumerate(scores)]
-
-
-def _to_judge(prompt: Prompt, text: str) -> PoemToJudge:
-    return PoemToJudge(prompt.topic, strip_template(text).strip(), prompt.reference)
 
 
 def _style(judgement: Judgement | None) -> float | None:

@@ -175,7 +175,7 @@ def test_the_clock_stops_while_somebody_is_paused(start):
     wait_for(worker.handle.answer.remote("up"), 30, worker, "to be up")
     events.pause_while(lambda: asked.append(1) or len(asked) < 4, lambda: [worker])
     events.expect(worker.handle.sleep.remote(60), worker, "a nap", StepTrained)
-    with pytest.raises(ActorDied, match=r"the waiting worker[\s\S]*It last finished: to be up"):
+    with pytest.raises(ActorDied, match=r"the waiting worker[\s\S]*It last answered \d+ s ago, asked to be up"):
         events.next("scores")
     assert len(asked) >= 4
 

@@ -112,13 +112,13 @@ def test_what_was_finished_last_is_said_of_the_silent_and_of_the_dead():
     events = RayEvents(timeout_s=5)
     events.expect(worker.handle.call(1), worker, "8 groups with weight version 3", StepTrained)
     events.next("a step")
-    last = r"It last finished: 8 groups with weight version 3, 0 s ago\."
+    last = r"It last answered 0 s ago, asked for 8 groups with weight version 3\."
     with pytest.raises(ActorDied, match=rf"asked to nap, must answer within 0\.01 s[\s\S]*{last}"):
         wait_for(worker.handle.call(1, seconds=60), 0.01, worker, "to nap")
     worker.killed_because = ""
     with pytest.raises(ActorDied, match=rf"asked to nap, died[\s\S]*{last}"):
         wait_for(worker.handle.call(1), 5, worker, "to nap")
-    with pytest.raises(ActorDied, match="It has finished nothing yet"):
+    with pytest.raises(ActorDied, match="It has answered nothing yet"):
         wait_for(worker.handle.call(1), 5, Actor("another", worker.handle), "to nap")
 
 
