@@ -27,14 +27,15 @@ lint: .venv/installed
 chaos: .venv/installed
 	.venv/bin/python -m benchmarks.chaos
 
-# PEER_PYTHON: the Python of an environment with trl, for the comparisons with TRL; CONTRIBUTING.md says how to make one.
+# PEER_PYTHON: the Python of an environment with trl, for the comparisons with TRL, and SMOLLM2: the directory of that
+# model, for one more; CONTRIBUTING.md says how to make both.
 RESULTS ?= benchmarks/latest.jsonl
 bench: .venv/installed
 	for each in reward_pool judge_client rollout_throughput train_step weight_sync coordinator_overhead; do \
 	  .venv/bin/python -m benchmarks.$$each --output $(RESULTS) || exit; done
 ifdef PEER_PYTHON
 	.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS)
-	.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS) --smollm2
+	$(if $(SMOLLM2),.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS) --model $(SMOLLM2))
 	.venv/bin/python -m benchmarks.time_to_reward --peer-python $(PEER_PYTHON) --output $(RESULTS)
 endif
 

@@ -9,6 +9,8 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from actors.actor import Actor
 from actors.crew import Crew
@@ -61,15 +63,18 @@ class SlimeSync:
     def _send(self, weight_version: int) -> SyncReport:
         started = time.perf_counter()
         self._register_successors()
-        doing = f"to send weight version {weight_version}"
-        wait_for_all(
-            [(rank.handle.push_weights.remote(weight_version), rank) for rank in self._ranks],
-            self._timeout_s, doing, watched=self._engines.actors,
-        )  # fmt: skip
+        self._push(weight_version)
         self._verify(weight_version)
         self._published = weight_version
         seconds = time.perf_counter() - started
         return SyncReport(weight_version, _crc(self._sent.hashes), self._sent.num_bytes, seconds)
+
+    def _push(self, weight_version: int) -> None:
+        calls = [(rank.handle.push_weights.remote(weight_version), rank) for rank in self._ranks]
+        self._wait(calls, f"to send weight version {weight_version}")
+
+    def _wait(self, calls: Sequence[tuple[Any, Actor]], doing: str) -> None:
+        wait_for_all(calls, self._timeout_s, doing, watched=self._engines.actors)
 
     def _register_successors(self) -> None:
         for place in range(len(self._engines)):
@@ -101,6 +106,30 @@ class SlimeSync:
         for engine, holds in zip(engines, answers[len(ranks) :], strict=True):
             if complaint := _complaint(self._sent, holds, weight_version):
                 raise WeightMismatch(f"{engine.name} must hold the trainer's version {weight_version}; {complaint}")
+
+
+class SlotSync(SlimeSync):
+    """The same where each engine shares its card with a rank: through memory that both have open all the time.
+
+    slime's updater makes, sends and opens handles for every update, and SGLang loads one bucket after another. Here a
+    rank writes tensors as its engine holds them, which copies them all at once; what is sent is a version number.
+    """
+
+    def __init__(
+        self, ranks: Sequence[Actor], engines: Crew, registry: Actor, timeout_s: float, of_ranks: Sequence[Path],
+        of_engines: Sequence[Path],
+    ) -> None:  # fmt: skip
+        """`of_ranks`, `of_engines`: the file that says how to open their card's memory, the same for both."""
+        super().__init__(ranks, engines, registry, timeout_s)
+        self._of_ranks, self._of_engines = of_ranks, of_engines
+
+    def _push(self, weight_version: int) -> None:
+        files = zip(self._ranks, self._of_ranks, strict=True)
+        filled = [(rank.handle.fill_slot.remote(weight_version, file), rank) for rank, file in files]
+        self._wait(filled, f"to write weight version {weight_version}")
+        files = zip(self._engines.actors, self._of_engines, strict=True)
+        taken = [(engine.handle.take_slot.remote(weight_version, file), engine) for engine, file in files]
+        self._wait(taken, f"to load weight version {weight_version}")
 
 
 def _complaint(sent: SentTensors, held: HeldWeights, weight_version: int) -> str:

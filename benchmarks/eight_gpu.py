@@ -21,9 +21,9 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from actors.reward_worker import RewardSpec
 from benchmarks.chaos import descendants
@@ -39,7 +39,7 @@ from launch.placement import is_slime, plan_gpus, plan_placement
 from launch.plan import Plan, make_plan
 from launch.ray_runtime import local_ray
 from launch.resources import Resources
-from rlhaiku.config import ClusterConfig, RunConfig, load_config, with_overrides
+from rlhaiku.config import RunConfig, load_config, with_overrides
 from rlhaiku.errors import BadInput
 from rlhaiku.files import write_whole
 from rlhaiku.haiku.reward import HaikuReward
@@ -77,7 +77,9 @@ class Layout:
 LAYOUTS = {
     "colocated/megatron": Layout("megatron", True, 180),
     "colocated/ours": Layout("torch", True, 60),
-    "colocated/persistent": Layout("megatron", True, 110),
+    "colocated/persistent": Layout("megatron", True, 110, (
+        "cluster.weight_path=slots", "trainer.micro_batch_tokens=2048",  # makes room for the slots
+    )),
     "split/megatron": Layout("megatron", False, 110),
     "split/ours": Layout("torch", False, 60),
     "split/ahead": Layout("torch", False, 60, ("rollout.max_staleness=1",)),
@@ -186,11 +188,6 @@ class Bench:
     def settings_of(self, name: str) -> tuple[RunConfig | None, str]:
         """The settings of a layout with the largest model that fits, and its size; or None and why not."""
         options, layout = self._options, LAYOUTS[name]
-        if name == "colocated/persistent":
-            way = persistent_way()
-            if way is None:
-                return None, "this version has no cluster.weight_path: only slime's own weight update"
-            layout = replace(layout, more=(f"cluster.weight_path={way}",))
         if not layout.is_colocated and options.gpus < 2:
             return None, "a split needs two GPUs"
         steps = options.steps + PROFILED + AFTER_KILL
@@ -325,12 +322,6 @@ def rehearsal(layout: Layout, gpus: int, steps: int) -> RunConfig:
     if layout.backend == "torch":
         small += ["cluster.gpus_per_node=0", "cluster.colocate=false", "rollout.num_engines=1"]
     return settings(layout, gpus, small)
-
-
-def persistent_way() -> str | None:
-    """What `cluster.weight_path` is for handles that stay open; None where there is no such setting."""
-    field = ClusterConfig.model_fields.get("weight_path")
-    return next((way for way in get_args(field.annotation) if way != field.default), None) if field else None
 
 
 def actor_logs(since_s: float) -> str:

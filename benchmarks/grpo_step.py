@@ -2,8 +2,9 @@
 
 Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
 
-    python -m benchmarks.grpo_step --peer-python PATH [--smollm2] [--gpu vllm|torch] [--model DIR] [--smoke] [--force]
+    python -m benchmarks.grpo_step --peer-python PATH [--gpu vllm|torch] [--model DIR] [--smoke] [--force]
 
+DIR is a Hugging Face directory, e.g. what `benchmarks.smollm2` writes; on CPUs its steps are 2 groups of 8 x 32 tokens.
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
 each; the first step of each process is not counted.
 """
@@ -19,13 +20,15 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.measure import ROOT, begin, interval, parser
-from benchmarks.models import bundled, smollm2_shape
+from benchmarks.models import bundled
 from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, said
 from launch.checks import resolve_model
 from launch.local import load_prompts
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 THREADS, GPU_THREADS = 2, 8
+LR = 1e-5
+"""On CPUs, for a model of one's own."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
 TIMEOUT_S = 1800.0
@@ -34,9 +37,11 @@ TIMEOUT_S = 1800.0
 def settings(model: Path, options: argparse.Namespace) -> RunConfig:
     """Some steps of the same size for both sides, and as little evaluation as there can be."""
     groups, steps, max_tokens = (
-        (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 3, 32) if options.smollm2 else (16, 6, 48)
+        (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 4, 32) if options.model else (16, 6, 48)
     )
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
+    if options.model and not options.gpu:
+        engine.append(f"trainer.lr={LR}")  # the laptop preset's is the bundled model's
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *engine, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
@@ -126,14 +131,13 @@ def main() -> None:
     """Takes turns and prints the ratio."""
     made = parser(__doc__)
     made.add_argument("--peer-python", required=True)
-    made.add_argument("--smollm2", action="store_true", help="random weights of SmolLM2-135M's shape, 2 x 8 x 32")
     made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
     made.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
     made.add_argument("--pairs", type=int, default=5)
     options = made.parse_args()
     results = begin(options)
     with tempfile.TemporaryDirectory() as name:
-        model = smollm2_shape(Path(name) / "model") if options.smollm2 else options.model or bundled()
+        model = options.model or bundled()
         peers, ours = take_turns(options, Path(name), model)
     print(*guards(peers, ours, WARM_UP), sep="\n")
     samples = {
@@ -143,7 +147,7 @@ def main() -> None:
     } | {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
     ratios = [theirs / mine for theirs, mine in zip(samples["baseline_s"], samples["ours_s"], strict=True)]
     low, high = interval(ratios)
-    what = "SmolLM2-135M's shape" if options.smollm2 else options.model.name if options.model else "bundled model"
+    what = options.model.name if options.model else "bundled model"
     lengths = f"mean length {fmean(samples['baseline_tokens']):.1f} and {fmean(samples['ours_tokens']):.1f} tokens"
     record = results.add({
         "name": f"GRPO step, {what}{f', one GPU, {options.gpu}' if options.gpu else ''}: TRL / rlhaiku",

@@ -27,6 +27,8 @@ from rlhaiku.config import load_config
 from rlhaiku.types import Group, GroupKey, GroupRequest, Sampling
 
 CORES = 2
+SAME_WORK = 0.02
+"""Largest relative difference in tokens between sides whose draws are not the same to the last bit."""
 
 
 def write_weights(model: Path, file: Path) -> None:
@@ -107,8 +109,15 @@ def tokens(drawn: Sequence[Drawn]) -> int:
     return sum(each.tokens for each in drawn)
 
 
+def check_draws(drawn: tuple[list[Drawn], list[Drawn]], is_exact: bool) -> None:
+    """Both sides were asked the same; another number of threads rounds otherwise, which moves a draw now and then."""
+    bare_tokens, pool_tokens = map(tokens, drawn)
+    assert drawn[0] == drawn[1] if is_exact else abs(bare_tokens - pool_tokens) <= SAME_WORK * bare_tokens, \
+        f"the same requests must be the same work; got {bare_tokens} and {pool_tokens} tokens"
+
+
 def measure_pool(weights: Path, smoke: bool) -> Iterator[Paired]:
-    """Both sides decode the laptop preset's step with the same number of threads and the same draws."""
+    """Both sides decode the laptop preset's steps with the same number of threads in all."""
     groups, tile, pairs = (4, 2, 2) if smoke else (16, 8, 7)
     for engines, threads in ((1, CORES), (CORES, 1)):
         crew = Crew(
@@ -129,8 +138,9 @@ def measure_pool(weights: Path, smoke: bool) -> Iterator[Paired]:
                    lambda ours=ours: ours(groups), drawn[1]),  # type: ignore[misc]
             pairs=pairs, goal=0.97,
         )
-        assert drawn[0] == drawn[1], "the same draws have the same lengths"
-        yield replace(result, note=f"{groups} groups x 8, laptop preset; {tokens(drawn[0])} tokens on both sides")
+        check_draws(drawn, is_exact=threads == CORES)
+        yield replace(result, note=f"{groups} groups x 8, laptop preset; "
+                                   f"{tokens(drawn[0])} and {tokens(drawn[1])} tokens")
         for actor in crew.actors:
             ray.kill(actor.handle)
 

@@ -85,6 +85,9 @@ def check_settings(config: RunConfig) -> None:
     for name, count in several.items():
         if count > 1:
             raise BadInput(f"{name} is for Megatron and SGLang", count, f"Set {name}=1, or use --preset reference.")
+    if config.cluster.weight_path != "slime":
+        rule, remedy = "cluster.weight_path is for Megatron and SGLang", "Set cluster.weight_path=slime."
+        raise BadInput(rule, config.cluster.weight_path, remedy)
     if engine == "vllm" and not gpus:
         raise BadInput("rollout.engine=vllm needs GPUs", "0 GPUs a node", "Set cluster.gpus_per_node=1, or more.")
     if gpus:
@@ -103,6 +106,12 @@ def _check_slime_settings(config: RunConfig) -> None:
             "Megatron's ranks write one checkpoint together, so they need one node until they share a file system",
             f"{config.cluster.num_nodes} nodes",
             "Set cluster.num_nodes=1.",
+        )
+    if config.cluster.weight_path == "slots" and not (config.cluster.colocate and config.rollout.gpus_per_engine == 1):
+        raise BadInput(
+            "cluster.weight_path=slots needs engines that share their card with a trainer rank, and take one each",
+            f"cluster.colocate={config.cluster.colocate}, rollout.gpus_per_engine={config.rollout.gpus_per_engine}",
+            "Set cluster.weight_path=slime.",
         )
     check_algorithm(config.algorithm)
     plan_gpus(config)

@@ -176,6 +176,8 @@ def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int) -> dict
         slots = count_slots(config)
         parts["gradients"] /= ranks
         parts["weight slots"] = 2.0 * shape.parameters * (slots if max(slots, ranks) > 1 else 0)
+    elif config.cluster.weight_path == "slots":  # the engine's tensors as one rank writes them for its card
+        parts["weight slots"] = 2.0 * shape.parameters
     parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, EAGER_FACTOR if is_torch else 1.0)
     parts["logits"] = logits_bytes(shape, tokens, is_torch)
     return parts | {"trainer process": PROCESS_BYTES}

@@ -19,16 +19,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.actor import START_TIMEOUT_S, Actor
 from actors.crew import Crew, CrewWatcher, Unwatched
 from actors.engines.sglang_engine import CONTROL_THREADS, GENERATE, GENERATE_THREADS, SglangSpec, engine_class
+from actors.engines.sglang_server import SLOT_LOADER
 from actors.registry import Registry
 from actors.reward_pool import RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
-from actors.slime_sync import SlimeSync
+from actors.slime_sync import SlimeSync, SlotSync
 from actors.trainers.megatron_group import Address, MegatronGroup, start_ranks
 from actors.trainers.megatron_trainer import trainer_class
 from actors.trainers.slime_arguments import SlimeRun, slime_arguments
 from actors.trainers.slime_recipe import engine_environment, new_lock, trainer_environment
 from actors.waiting import RayEvents, wait_for, wait_for_all
+from actors.weight_slots import shared_directory
 from launch.checks import gpu_memory_bytes, resolve_model
 from launch.estimates import engine_share, model_shape
 from launch.placement import GpuPlacement
@@ -96,6 +98,12 @@ def start_slime_actors(
         events = RayEvents(timeout_s, config.judge.give_up_s)
         rollouts = RolloutPool(engines, config.rollout.tile_groups, events)
         sync = SlimeSync(ranks, engines, registry, timeout_s)
+        if config.cluster.weight_path == "slots":
+            directory = Path(stack.enter_context(shared_directory()))
+            of_ranks, of_engines = (
+                [directory / f"card-{card}" for card in cards] for cards in (placement.rank_gpus, placement.engine_gpus)
+            )
+            sync = SlotSync(ranks, engines, registry, timeout_s, of_ranks, of_engines)
         sync.before_publish = rollouts.drain
         rollouts.hold_successors(sync.renew)
         inline = RewardWorker(reward) if may_score_inline(reward) else None
@@ -114,7 +122,9 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
     has_te = options.has_transformer_engine
     if has_te is None:
         has_te = find_spec("transformer_engine") is not None
-    flags = options.sglang_flags
+    flags = options.sglang_flags if options.sglang_flags is not None else () if has_te else WITHOUT_FLASHINFER
+    if config.cluster.weight_path == "slots":
+        flags = (*flags, "--sglang-custom-weight-loader", SLOT_LOADER)
     scratch = Path(tempfile.gettempdir()) / "rlhaiku-megatron"
     run = SlimeRun(
         save=scratch,  # both are named anew for each checkpoint
@@ -125,7 +135,7 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
         tensor_parallel=config.trainer.tensor_parallel,
         has_transformer_engine=has_te,
         engine_memory=options.engine_memory or _engine_memory(config, len(placement.rank_gpus)),
-        sglang_flags=flags if flags is not None else () if has_te else WITHOUT_FLASHINFER,
+        sglang_flags=flags,
     )
     return slime_arguments(config, _local_model(config.model.path), run)
 

@@ -191,6 +191,8 @@ class ClusterConfig(Section):
     """GPUs on each machine; 0 is a CPU run."""
     colocate: bool = False
     """Trainer ranks and engines share GPUs."""
+    weight_path: Literal["slime", "slots"] = "slime"
+    """How weights get from Megatron to SGLang: by slime's updater, or on a shared card by memory that stays open."""
     wait_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait on any actor before the run stops and says who waited for whom."""
 

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.engines.sglang_client import ServerGone, SglangClient, end_tokens
+from actors.engines.sglang_server import SLOT_LOADER, slot_message
 from rlhaiku.errors import ActorFailed
 from rlhaiku.types import Group, GroupRequest
 
@@ -91,6 +93,13 @@ class Generation:
         Asked for where SGLang has it now: slime's own question gets a 404 since 0.5.17.
         """
         return self._client.weight_version()
+
+    def take_slot(self, weight_version: int, file: Path) -> None:
+        """Has the server load what `fill_slot` of the rank on its card wrote; called while no request is in flight."""
+        slime: Any = self
+        slime.update_weights_from_tensor(
+            [slot_message(file)], load_format=SLOT_LOADER, flush_cache=True, weight_version=str(weight_version)
+        )
 
     def held_weights(self) -> HeldWeights:
         """Version and checksums as the server counts them now; raises ActorFailed if it does not."""

@@ -1,24 +1,31 @@
-"""SGLang's own side of an engine: its server process, and its weights as it holds and counts them.
+"""SGLang's own side of an engine: its server process, and its weights as it takes, holds and counts them.
 
 The only file that imports SGLang.
 """
 
+import base64
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from actors.weight_slots import DeviceWeightSlots
 
 LOOK_S = 0.5
 """How often a server looks whether its actor is still there."""
 ROWS = 64
 """SGLang pads a vocabulary to a multiple of this."""
 PADDED = ("model.embed_tokens.weight", "lm_head.weight")
+SLOT_LOADER = "actors.engines.sglang_server.load_slot"
+"""For `--custom-weight-loader`: SGLang then imports and calls what an update names as its format."""
 FUSED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
 """What a projection is called with those that SGLang joins to it."""
 
@@ -68,6 +75,26 @@ def engine_tensors(chunk: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, T
     for name, tensor in named:
         rows = -tensor.shape[0] % ROWS if name in PADDED else 0
         yield name, torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])]) if rows else tensor
+
+
+def slot_message(file: Path) -> str:
+    """What a server's rank is sent for `load_slot` to open `file`: SGLang takes named tensors, so an empty one."""
+    return base64.b64encode(ForkingPickler.dumps([(str(file), torch.empty(0))])).decode()
+
+
+def load_slot(model: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """SGLang's weight loader, called in its scheduler: from the trainer's memory on this card into the model's own."""
+    [(file, _)] = named_tensors
+    own = dict(model.named_parameters())
+    sent = _opened(Path(file)).views(0)
+    with torch.no_grad():
+        torch._foreach_copy_([own[name] for name in sent], list(sent.values()))
+    torch.cuda.synchronize()  # the trainer may write again as soon as this is answered
+
+
+@cache
+def _opened(file: Path) -> DeviceWeightSlots:
+    return DeviceWeightSlots.open(file)
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from actors.engines.sglang_server import engine_tensors, tensor_hash
 from actors.slime_sync import SentTensors
+from actors.weight_slots import DeviceWeightSlots
 from rlhaiku.errors import RunFailed
 
 MEGATRON_DIRECTORY, HF_DIRECTORY = "megatron", "hf"
@@ -34,6 +35,7 @@ class Training:
         """Loads the model onto the GPU, joins the other ranks, and tells the registry how they are laid out."""
         _accept_numpy_2()
         self._rows: list[Mapping[str, Any]] = _listen_to_log()
+        self._slot: DeviceWeightSlots | None = None
         slime: Any = self
         slime.init(args, "actor", with_ref=has_reference)
         slime.set_rollout_manager(registry)
@@ -56,10 +58,24 @@ class Training:
         slime.weight_updater.weight_version = weight_version - 1  # slime counts up before it sends
         slime.update_weights()
 
+    def fill_slot(self, weight_version: int, file: Path) -> None:
+        """Copies the weights, as engines hold them, into memory that an engine on this card has open, collective.
+
+        The first call takes that memory and leaves in `file` what the engine needs to open it.
+        """
+        if self._slot is None:
+            shapes = {name: tensor.shape for name, tensor in self._engine_tensors()}
+            self._slot = DeviceWeightSlots.create(file, shapes, 1)
+        views = self._slot.views(weight_version)
+        with torch.no_grad():
+            for name, tensor in self._engine_tensors():
+                views[name].copy_(tensor)
+        self._slot.checksum(weight_version)  # waits until all of it is there
+
     def sent_tensors(self) -> SentTensors | None:
         """Checksums of the current weights as engines hold them, collective; None on all ranks but the first."""
         hashes, num_bytes = {}, 0
-        for name, tensor in self._engine_tensors():
+        for name, tensor in self._slot.views(0).items() if self._slot else self._engine_tensors():
             hashes[name] = tensor_hash(tensor)
             num_bytes += tensor.nbytes
         slime: Any = self

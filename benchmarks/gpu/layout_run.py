@@ -19,7 +19,7 @@ from launch.placement import GpuPlacement, Placement
 from launch.plan import Plan
 from launch.start import Cast
 from rlhaiku.checkpoints import CheckpointStore, RunState
-from rlhaiku.config import ClusterConfig, RunConfig
+from rlhaiku.config import RunConfig
 from rlhaiku.coordinator import Coordinator, Surroundings
 from rlhaiku.ledger import LEDGER_FILE, Ledger
 from rlhaiku.metrics import StepReport
@@ -188,9 +188,7 @@ class LayoutRun:
         """How weights go to the engines."""
         if self._config.trainer.backend == "torch":
             return "ours"
-        field = ClusterConfig.model_fields.get("weight_path")
-        is_slime = field is None or self._config.cluster.weight_path == field.default
-        return "slime" if is_slime else "persistent"
+        return "slime" if self._config.cluster.weight_path == "slime" else "persistent"
 
 
 class Striker:

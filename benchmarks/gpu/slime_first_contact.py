@@ -162,6 +162,11 @@ def one_gpu() -> Found:
     return _stack([])
 
 
+def slots() -> Found:
+    """The same through memory that stays open on both sides, instead of slime's updater."""
+    return _stack(["cluster.weight_path=slots"])
+
+
 def data_parallel() -> Found:
     """Two cards: an engine and a rank on each, two data-parallel copies."""
     return _stack(["cluster.gpus_per_node=2", "rollout.num_engines=2"], sglang_flags=_quick())
@@ -281,17 +286,31 @@ def speed_4() -> Found:
     return _speed("4B", ["trainer.micro_batch_tokens=2048"], engine_memory=0.22)
 
 
+def sync_4() -> Found:
+    """Only the sync of Qwen3-4B's shape, through slime's updater; before its first step the trainer fits an H100."""
+    return _sync_alone([])
+
+
+def sync_4_slots() -> Found:
+    """The same through memory that stays open on both sides."""
+    return _sync_alone(["cluster.weight_path=slots"])
+
+
 def speed_4_dp() -> Found:
-    """The same on two cards that share the optimizer's state: fits two H100."""
+    """`speed_4` on two cards that share the optimizer's state: fits two H100."""
     settings = ["cluster.gpus_per_node=2", "rollout.num_engines=2", "trainer.micro_batch_tokens=1024"]
     return _speed("4B", settings, engine_memory=0.22)
 
 
 def speed_4_nccl() -> Found:
-    """Two cards: only the sync of Qwen3-4B's shape over NCCL; before its first step the trainer fits an H100."""
+    """Two cards: only the sync of Qwen3-4B's shape, over NCCL."""
+    return _sync_alone(["cluster.gpus_per_node=2", "cluster.colocate=false"])
+
+
+def _sync_alone(overrides: Sequence[str]) -> Found:
     from benchmarks.gpu.slime_speed import sync_alone
 
-    return sync_alone("4B", ["cluster.gpus_per_node=2", "cluster.colocate=false"])
+    return sync_alone("4B", overrides)
 
 
 def _speed(size: str, overrides: Sequence[str], **options: Any) -> Found:  # noqa: ANN401
@@ -466,8 +485,12 @@ PARTS: dict[str, tuple[Callable[[], Found], float]] = {
     "train": (train, 480), "recover": (recover, 480), "speed_06": (speed_06, 420), "speed_4": (speed_4, 560),
     "data_parallel": (data_parallel, 420), "tensor_parallel": (tensor_parallel, 420), "nccl": (nccl, 420),
     "recover_nccl": (recover_nccl, 480), "speed_4_dp": (speed_4_dp, 560), "speed_4_nccl": (speed_4_nccl, 480),
+    "slots": (slots, 420), "sync_4": (sync_4, 420), "sync_4_slots": (sync_4_slots, 420),
 }
-DEFAULT = ("imports", "attention", "engine", "one_gpu", "train", "recover", "speed_06", "speed_4")
+DEFAULT = (
+    "imports", "attention", "engine", "one_gpu", "slots", "train", "recover", "sync_4", "sync_4_slots", "speed_06",
+    "speed_4",
+)
 """On one GPU, the last on an H200; the other six of PARTS need two."""
 
 

@@ -82,13 +82,13 @@ def _sync_parts(cast: Any, weight_version: int) -> Found:  # noqa: ANN401
     """How long sending takes, and how long checking it on either side does."""
     from actors.waiting import wait_for_all
 
-    sync, found = cast.roles.weight_sync, {}
-    for name, method, actors, given in (
-        ("push", "push_weights", sync._ranks, (weight_version,)),
-        ("trainer_checksums", "sent_tensors", sync._ranks, ()),
-        ("engine_checksums", "held_weights", sync._engines.actors, ()),
+    sync, started = cast.roles.weight_sync, time.perf_counter()
+    sync._push(weight_version)
+    found = {"push": _since(started)}
+    for name, method, actors in (
+        ("trainer_checksums", "sent_tensors", sync._ranks), ("engine_checksums", "held_weights", sync._engines.actors)
     ):
         started = time.perf_counter()
-        wait_for_all([(getattr(each.handle, method).remote(*given), each) for each in actors], 120, name)
+        wait_for_all([(getattr(each.handle, method).remote(), each) for each in actors], 120, name)
         found[name] = _since(started)
     return found

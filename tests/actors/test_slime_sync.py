@@ -1,8 +1,13 @@
 """What counts as holding the trainer's weights, and waiting for several actors at once."""
 
+import base64
+import importlib
+import io
 import os
+import pickle
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,7 +15,7 @@ import torch
 
 from actors.actor import Actor
 from actors.engines.sglang_engine import HeldWeights
-from actors.engines.sglang_server import engine_tensors
+from actors.engines.sglang_server import SLOT_LOADER, engine_tensors, slot_message
 from actors.slime_sync import SentTensors, _complaint
 from actors.trainers.megatron_trainer import _number
 from actors.waiting import wait_for, wait_for_all
@@ -51,6 +56,22 @@ def test_tensors_are_joined_and_padded_as_sglang_holds_them():
     assert padded.shape == (128, 2) and padded[70:].eq(0).all() and padded[:70].eq(1).all()
     [(name, same)] = engine_tensors([("model.norm.weight", q)])
     assert same is q
+
+
+class AsSglangAllows(pickle.Unpickler):
+    """SGLang's SafeUnpickler loads nothing from modules of ours."""
+
+    def find_class(self, module, name):
+        assert module.partition(".")[0] in ("builtins", "collections", "torch"), (module, name)
+        return super().find_class(module, name)
+
+
+def test_a_server_is_sent_the_name_of_a_file_in_what_it_unpickles():
+    message = base64.b64decode(slot_message(Path("/dev/shm/card-3")))
+    [(name, tensor)] = AsSglangAllows(io.BytesIO(message)).load()
+    assert name == "/dev/shm/card-3" and tensor.numel() == 0
+    module, _, function = SLOT_LOADER.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_what_slime_does_not_log_is_no_zero():

@@ -22,7 +22,6 @@ from benchmarks.gpu.memory import compare_memory, peaks, used_gb
 from benchmarks.gpu.observe import observed, read_phases
 from benchmarks.models import VOCABULARY, bundled
 from launch.plan import GpuPlan
-from rlhaiku.config import ClusterConfig
 from rlhaiku.types import Completion, Scored
 from tests.launch.test_slime_run import FAKES, pretend_gpus
 
@@ -147,16 +146,6 @@ def test_rehearsals_have_the_layout_in_small():
     split, ours = (rehearsal(LAYOUTS[name], 4, 9) for name in ("split/megatron", "split/ahead"))
     assert (split.rollout.num_engines, split.cluster.gpus_per_node, split.cluster.colocate) == (2, 4, False)
     assert (ours.cluster.gpus_per_node, ours.rollout.max_staleness, ours.trainer.backend) == (0, 1, "torch")
-
-
-def test_persistent_handles_are_measured_where_there_is_a_setting(tmp_path, monkeypatch):
-    bench = Bench(options(tmp_path))
-    if "weight_path" not in ClusterConfig.model_fields:
-        config, why = bench.settings_of("colocated/persistent")
-        assert config is None and "no cluster.weight_path" in why
-    else:
-        config, _ = bench.settings_of("colocated/persistent")
-        assert config.cluster.weight_path != ClusterConfig().weight_path
 
 
 PHASES = {"rollout": [(10.0, 12.0), (10.5, 12.5)], "reward": [(12.5, 12.6)], "train": [(13.0, 17.0), (13.0, 16.0)],

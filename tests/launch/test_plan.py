@@ -189,6 +189,14 @@ def test_four_billion_parameters_do_not_fit_one_card():
     assert "1 GPUs would need" in said and "take a smaller model" in said
 
 
+def test_memory_that_stays_open_is_one_more_copy_of_the_weights_on_each_card():
+    config = load_config("reference", ["cluster.weight_path=slots", "trainer.micro_batch_tokens=2048"])
+    plan = make_plan(config, Resources())
+    assert plan.refusals == ()
+    assert [gpu.gigabytes["weight slots"] for gpu in plan.gpus] == [pytest.approx(2 * N / 1e9)] * 8
+    assert "weight slots" not in make_plan(load_config("reference"), Resources()).gpus[0].gigabytes
+
+
 def test_sglang_is_started_with_the_share_of_the_plan(monkeypatch):
     from launch import start_slime
 
@@ -264,6 +272,9 @@ def test_actors_without_a_card_are_listed_by_node():
     (["rollout.engine=torch"], {}, "rollout.engine=sglang goes with trainer.backend=megatron"),
     (["reward.functions={'nobody:here' = 1.0}"], {}, "must name functions that can be imported"),
     (["trainer.backend=torch", "rollout.engine=vllm", "trainer.tensor_parallel=2"], {}, "is for Megatron and SGLang"),
+    (["trainer.backend=torch", "rollout.engine=vllm", "cluster.weight_path=slots"], {}, "is for Megatron and SGLang"),
+    (["cluster.weight_path=slots", "cluster.colocate=false", "rollout.num_engines=4"], {}, "share their card with"),
+    (["cluster.weight_path=slots", "rollout.gpus_per_engine=2", "rollout.num_engines=4"], {}, "and take one each"),
 ])
 def test_what_would_fail_is_refused_with_the_reason(overrides, resources, reason):
     plan = make_plan(load_config("reference", overrides), Resources(**resources))

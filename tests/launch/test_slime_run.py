@@ -161,6 +161,19 @@ def test_a_split_run_and_its_resume(make_run, config):
     assert_each_group_trained_once(run)
 
 
+def test_weights_go_through_memory_that_stays_open(make_run):
+    """Every sync compares checksums of all elements, taken on both sides; a successor opens the memory anew."""
+    run = make_run("cluster.weight_path=slots", "num_steps=3").start()
+    run.until(lambda: len(run.metrics()) == 1)
+    os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)
+    run.finish()
+    assert len(run.started("engine")) == 3 and len(run.started("rank")) == 2
+    rows = run.metrics()
+    assert len({row["sync/num_bytes"] for row in rows}) == 1
+    assert rows[0]["sync/num_bytes"] == 2 * (6 * 2 + 3), "in bf16, as engines hold them"
+    assert_each_group_trained_once(run, steps=3)
+
+
 def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(make_run):
     run = make_run("num_steps=3").start()
     run.until(lambda: len(run.metrics()) == 1)

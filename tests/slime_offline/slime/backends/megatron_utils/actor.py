@@ -11,9 +11,12 @@ import torch.distributed as dist
 from slime.backends.megatron_utils.initialize import init
 from slime.backends.megatron_utils.update_weight.update_weight_from_distributed import UpdateWeightFromDistributed
 from slime.backends.megatron_utils.update_weight.update_weight_from_tensor import UpdateWeightFromTensor
+from slime.card import pretend
 from slime.observability import logging_utils
 from slime.ray.train_actor import TrainRayActor
 from slime.record import DIRECTORY, started, switched
+
+from actors.trainers import megatron_trainer
 
 _ARGS = []
 
@@ -36,6 +39,7 @@ class MegatronTrainRayActor(TrainRayActor):
         super().init(args, role, with_ref)
         _ARGS[:] = [args]
         init(args)
+        pretend(megatron_trainer)
         started("rank", args.rank, world_size=args.world_size, with_ref=with_ref)
         self.model, self.opt_param_scheduler = [Model()], None
         self.optimizer = SimpleNamespace(param_groups=[{"lr": args.lr}])

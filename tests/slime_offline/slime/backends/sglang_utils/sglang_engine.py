@@ -75,7 +75,11 @@ class SGLangEngine(RayActor):
 
     def update_weights_from_tensor(self, serialized_named_tensors, load_format=None, flush_cache=False,
                                    weight_version=None):
-        payload = {"weights": json.loads(serialized_named_tensors[0]), "weight_version": weight_version}
+        payload = {"weight_version": weight_version, "load_format": load_format, "flush_cache": flush_cache}
+        if load_format == "flattened_bucket":
+            payload["weights"] = json.loads(serialized_named_tensors[0])
+        else:
+            payload["serialized_named_tensors"] = serialized_named_tensors
         return self._request("POST", "update_weights_from_tensor", payload)
 
     def init_weights_update_group(self, master_address, master_port, rank_offset, world_size, group_name, backend):
