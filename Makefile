@@ -10,7 +10,7 @@ train: .venv/installed
 	.venv/bin/rlhaiku train --preset laptop
 
 test: lint
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/launch tests
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -78,9 +78,9 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     chosen = options.parse_args()
     results = begin(chosen)
-    steps = 5 if chosen.smoke else 20
+    steps, smaller = (5, ["rollout.groups_per_step=4", "rollout.tile_groups=2"]) if chosen.smoke else (20, [])
     config = load_config(chosen.preset, [
-        f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *chosen.overrides,
+        f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *smaller, *chosen.overrides,
     ])
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as name:

@@ -37,6 +37,8 @@ OLDEST_RAY = (2, 54)
 DASHBOARD_S = 60.0
 """For the dashboard to come up; it starts beside the rest of Ray."""
 WATCH_S = 5.0
+STOP_S = 10.0
+"""For a node's Ray to end; one whose head has ended before it would wait for it much longer."""
 FINISH_S = 60.0
 """For a driver that has lost a node to finish its step and save."""
 MISSES = 3
@@ -126,10 +128,10 @@ class ModalRayCluster:
         if self._node is not None:
             self._node.terminate()
             try:
-                self._node.wait(30)
+                self._node.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self._node.kill()
-                self._node.wait(30)
+                self._node.wait(STOP_S)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self) -> None:

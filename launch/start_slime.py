@@ -202,17 +202,14 @@ class SlimeSpawn:
 
 def _cards_in_order(group: PlacementGroup, num_gpus: int) -> list[tuple[int, int]]:
     """(bundle, GPU id on its node) of every card, in the order of the ids: slime counts ranks and engines so."""
-    ask = ray.remote(num_cpus=PROBE_SHARE, num_gpus=PROBE_SHARE, max_retries=0)(_gpu_ids)
+    # Not a function of this file, which a probe's process would then load, with all that it imports.
+    ask = ray.remote(num_cpus=PROBE_SHARE, num_gpus=PROBE_SHARE, max_retries=0)(ray.get_gpu_ids)
     calls = [
         ask.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote()
         for bundle in range(num_gpus)
     ]
     found = wait_for(calls, START_TIMEOUT_S, "Ray", "which card each bundle has")
     return sorted(((bundle, int(ids[0])) for bundle, ids in enumerate(found)), key=lambda card: card[1])
-
-
-def _gpu_ids() -> list[Any]:
-    return list(ray.get_gpu_ids())
 
 
 def _end(actors: list[Actor]) -> None:

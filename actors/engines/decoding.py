@@ -3,14 +3,17 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from rlhaiku.types import GroupKey, GroupRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MASKED = -1
 
@@ -100,7 +103,7 @@ def sample(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, T
 class TileDecoder:
     """Decodes tiles with one model. Every request of a tile has the same group size and sampling."""
 
-    def __init__(self, model: PreTrainedModel, end_tokens: Sequence[int], seed: int, deterministic: bool) -> None:
+    def __init__(self, model: "PreTrainedModel", end_tokens: Sequence[int], seed: int, deterministic: bool) -> None:
         """`deterministic`: finished rows stay in the batch, since its size changes the bits of the others."""
         self._model, self._seed, self._deterministic = model, seed, deterministic
         self._end_tokens = torch.tensor(sorted(end_tokens))

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.bf16 import to_bf16
 from actors.engines.device_weights import DeviceWeights
-from actors.engines.graph_decoding import GraphDecoder
 from actors.engines.torch_engine import EngineSpec, TorchEngine
 from actors.weight_slots import Shapes
 
@@ -17,6 +16,8 @@ class GpuTorchEngine(TorchEngine):
     """As on a CPU, with a decoder for GPUs and weights copied from the trainer's buffer on the same card."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        from actors.engines.graph_decoding import GraphDecoder  # loads transformers' models, as the driver need not
+
         torch.set_num_threads(spec.threads)
         self._spec = spec
         model = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=torch.bfloat16).eval().to("cuda")

@@ -1,15 +1,17 @@
 """Log-probabilities of a pack's loss tokens, without ever holding the logits of all of them at once."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from actors.kernels import has_kernels
 from rlhaiku.packing import PAD_SEGMENT, PROMPT_SEGMENT, Pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGITS_BYTES = 1 << 30
 """Most fp32 logits at once: 151,936 tokens of vocabulary at 9,000 positions would be 5.5 GB, some of it thrice."""
@@ -17,7 +19,7 @@ KERNEL_LOGITS_BYTES = 2 << 30
 """Most bf16 logits at once where a kernel reads them: there is one copy, and one of their gradient."""
 
 
-def pack_logprobs(model: PreTrainedModel, pack: Pack, temperature: float) -> Tensor:
+def pack_logprobs(model: "PreTrainedModel", pack: Pack, temperature: float) -> Tensor:
     """[N] log-probabilities of a pack's loss tokens, fp32; logits are made only at the positions that need them."""
 
     def there(array: NDArray[Any]) -> Tensor:

@@ -70,7 +70,7 @@ class Training:
         with torch.no_grad():
             for name, tensor in self._engine_tensors():
                 views[name].copy_(tensor)
-        self._slot.checksum(weight_version)  # waits until all of it is there
+        torch.cuda.synchronize()
 
     def sent_tensors(self) -> SentTensors | None:
         """Checksums of the current weights as engines hold them, collective; None on all ranks but the first."""

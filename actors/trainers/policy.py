@@ -4,17 +4,19 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import AutoModelForCausalLM
 
 from actors.bf16 import to_bf16
 from actors.trainers.forward import pack_logprobs
 from rlhaiku.packing import Pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Device = Literal["cpu", "cuda"]
 
@@ -90,7 +92,7 @@ class Policy:
         return count
 
 
-def load_policy(path: str) -> PreTrainedModel:
+def load_policy(path: str) -> "PreTrainedModel":
     """The model in fp32, for a CPU, where bf16 is slower; no dropout: a policy's logprobs must not depend on chance."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return model
@@ -98,6 +100,8 @@ def load_policy(path: str) -> PreTrainedModel:
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """Whatever transformers considers worth recomputing: whole layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
@@ -110,7 +114,7 @@ def prepare_layers(model: nn.Module, *, recompute: bool, compiled: bool) -> None
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def load_reference(path: str, device: Device) -> PreTrainedModel:
+def load_reference(path: str, device: Device) -> "PreTrainedModel":
     """A model that is only forwarded."""
     model: PreTrainedModel = load_policy(path).to(device)
     return to_bf16(model) if device == "cuda" else model

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,13 +19,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedModel
 
 from actors.bf16 import fuse_norms
 from actors.trainers.forward import pack_logprobs
 from actors.trainers.policy import Device, Policy, layers_of, load_policy, prepare_layers
 from rlhaiku.errors import ActorDied
 from rlhaiku.packing import Pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BY_ROWS = [Shard(0)]
 """How FSDP2 cuts a tensor: by rows, as evenly as they go."""
@@ -119,7 +121,7 @@ class ShardedPolicy(Policy):
 class _Scorer(nn.Module):
     """The outermost module FSDP sees: embedding and head are gathered while its forward pass runs."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
 

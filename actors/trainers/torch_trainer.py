@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 
 from actors.trainers.forward import pack_logprobs
 from actors.trainers.policy import Device, Policy, load_reference
-from actors.trainers.sharded_policy import ShardedPolicy, join
 from actors.weight_slots import DeviceWeightSlots, WeightSlots, parameter_shapes
 from actors.weight_sync import SentWeights
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
@@ -59,6 +58,8 @@ class TorchTrainer:
         self._spec = spec
         make_policy: type[Policy] = Policy
         if spec.num_ranks > 1:
+            from actors.trainers.sharded_policy import ShardedPolicy, join  # loads FSDP, which a lone rank need not
+
             make_policy = ShardedPolicy
             join(spec.device, spec.weights_file.with_suffix(".ranks"), spec.rank, spec.num_ranks, spec.timeout_s)
         self._policy = make_policy(

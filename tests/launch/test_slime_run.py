@@ -38,6 +38,8 @@ MODAL = [
     "evaluation.num_prompts=2", "evaluation.samples_per_prompt=1", "evaluation.max_tokens=16", "reward.num_workers=1",
 ]
 LIMIT_S = 240
+MANY = 30
+"""Steps of a run that something happens to in the middle: they are quick."""
 FAKES = ROOT / "tests" / "slime_offline"
 
 
@@ -92,7 +94,9 @@ class Run:
         deadline_s = time.monotonic() + LIMIT_S
         while not happened():
             assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline_s
+            if time.monotonic() > deadline_s:
+                self.process.kill()
+                pytest.fail(f"waited in vain; it said:\n{self.process.communicate()[0]}")
             time.sleep(0.05)
 
     def metrics(self):
@@ -163,54 +167,55 @@ def test_a_split_run_and_its_resume(make_run, config):
 
 def test_weights_go_through_memory_that_stays_open(make_run):
     """Every sync compares checksums of all elements, taken on both sides; a successor opens the memory anew."""
-    run = make_run("cluster.weight_path=slots", "num_steps=3").start()
-    run.until(lambda: len(run.metrics()) == 1)
+    run = make_run("cluster.weight_path=slots", f"num_steps={MANY}").start()
+    run.until(run.metrics)
     os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)
     run.finish()
     assert len(run.started("engine")) == 3 and len(run.started("rank")) == 2
     rows = run.metrics()
     assert len({row["sync/num_bytes"] for row in rows}) == 1
     assert rows[0]["sync/num_bytes"] == 2 * (6 * 2 + 3), "in bf16, as engines hold them"
-    assert_each_group_trained_once(run, steps=3)
+    assert_each_group_trained_once(run, MANY)
 
 
 def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(make_run):
-    run = make_run("num_steps=3").start()
-    run.until(lambda: len(run.metrics()) == 1)
+    run = make_run(f"num_steps={MANY}").start()
+    run.until(run.metrics)
     (run.facts / "hold").touch()
     time.sleep(0.5)
     (run.facts / "fail-engine-start").touch()  # its first successor does not even start
     os.kill(run.started("engine")[0]["pid"], signal.SIGKILL)  # while it draws, as far as it can be arranged
     time.sleep(0.5)
+    held = len(run.metrics())
     (run.facts / "hold").unlink()
-    run.until(lambda: len(run.metrics()) == 2)
+    run.until(lambda: len(run.metrics()) > held)
     os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
     run.finish()
     assert not (run.facts / "fail-engine-start").exists()
-    assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2  # the trainer stayed
+    assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2, run.said  # the trainer stayed
     assert "RECOVERED ['rollout engine" in run.said
-    assert len(run.metrics()) == 3
-    assert_each_group_trained_once(run, steps=3)
+    assert len(run.metrics()) == MANY
+    assert_each_group_trained_once(run, MANY)
 
 
 def test_an_engine_killed_in_an_update_is_noticed_and_the_run_goes_on_from_its_checkpoint(make_run):
-    run = make_run("num_steps=3").start()
-    run.until(lambda: len(run.metrics()) == 1)
+    run = make_run(f"num_steps={MANY}").start()
+    run.until(run.metrics)
     (run.facts / "kill-engine-in-update").touch()
     started = time.monotonic()
     run.finish()
     assert len(run.started("rank")) == 4  # all actors were started again
     assert "starting again from the newest checkpoint" in run.said
     assert "RECOVERED ['the trainer'" in run.said
-    assert len(run.metrics()) == 3 and time.monotonic() - started < LIMIT_S
-    assert_each_group_trained_once(run, steps=3)
+    assert len(run.metrics()) == MANY and time.monotonic() - started < LIMIT_S
+    assert_each_group_trained_once(run, MANY)
 
 
 def test_deaths_in_a_split_run_cost_an_attempt_each(make_run):
     """A rank between steps; an engine while a rank holds the lock, in the middle of a collective with it."""
-    settings = ("cluster.colocate=false", "cluster.gpus_per_node=3", "rollout.num_engines=1", "num_steps=4")
+    settings = ("cluster.colocate=false", "cluster.gpus_per_node=3", "rollout.num_engines=1", f"num_steps={MANY}")
     run = make_run(*settings, "cluster.wait_timeout_s=600").start()
-    run.until(lambda: len(run.metrics()) == 1)
+    run.until(run.metrics)
     os.kill(run.started("rank")[1]["pid"], signal.SIGKILL)
     run.until(lambda: len(run.started("rank")) == 4)
     (run.facts / "kill-engine-holding-lock").touch()
@@ -220,8 +225,8 @@ def test_deaths_in_a_split_run_cost_an_attempt_each(make_run):
         os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
     run.finish()
     assert run.said.count("starting again from the newest checkpoint") == 2
-    assert len(run.started("engine")) == 3 and len(run.metrics()) == 4
-    assert_each_group_trained_once(run, steps=4)
+    assert len(run.started("engine")) == 3 and len(run.metrics()) == MANY
+    assert_each_group_trained_once(run, MANY)
 
 
 def test_an_attempt_after_a_death_may_fail_to_start():

@@ -87,6 +87,7 @@ class Container:
     def _environment(self, code: Path) -> dict[str, str]:
         """What Modal, the image and the secrets set; nothing of this process but PATH."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+        env["RAY_worker_niceness"] = "0"  # alone on its machine, a container's processes have nobody to give way to
         for line in self.plane.dockerfile(self.call.function.image_id):
             if line.startswith("ENV "):
                 env.update(setting.split("=", 1) for setting in shlex.split(line.removeprefix("ENV ")))
@@ -151,6 +152,8 @@ class Container:
             self.signal(signal.SIGKILL)
             await self.process.wait()
         finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what it has left behind ends with it, e.g. a server
             self._server.close()
 
     # -- what the container's side of the client asks --------------------------------------------------------------
