@@ -15,10 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from actors.engines import sglang_engine
+from actors.engines import sglang_engine, sglang_server
 from actors.engines.sglang_engine import Generation, SglangSpec
+from actors.trainers import megatron_trainer
 from tests.actors.real_slime.source import function_of
-from tests.sglang_stand_in import held_hashes
+from tests.sglang_stand_in import checksum, held_hashes
+from tests.slime_offline.slime.card import CardMemory
 
 pytestmark = [pytest.mark.slime, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).parents[3]
@@ -189,3 +191,24 @@ def test_slimes_update_reaches_our_engines_to_the_bit_and_a_successor_too(update
     updater.update_weights()
     assert_held(2)
     assert not lock.taken
+
+
+def test_memory_that_stays_open_holds_what_slime_would_send(updater, tmp_path, monkeypatch):
+    """Through slime's own name maps; a mapped file stands in for the card's memory."""
+    for module in (megatron_trainer, sglang_server):
+        monkeypatch.setattr(module, "DeviceWeightSlots", CardMemory)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    trainer = megatron_trainer.Training()
+    trainer.args, trainer.model, trainer.weight_updater, trainer._slot = updater.args, updater.model, updater, None
+    expected, file = exported(updater), tmp_path / "card-0"
+    trainer.fill_slot(1, file)
+    own = {name: torch.zeros_like(tensor) for name, tensor in CardMemory.open(file).views(1).items()}
+    engine = SimpleNamespace(named_parameters=own.items)
+    for weight_version in (1, 2):
+        sglang_server.load_slot(engine, [(str(file), torch.empty(0))])
+        assert {name: checksum(tensor) for name, tensor in own.items()} == expected and len(expected) == 8
+        for _, weight in updater.model[0].named_parameters():
+            weight.data += 1
+        assert exported(updater) != expected
+        trainer.fill_slot(weight_version + 1, file)
+        expected = exported(updater)
