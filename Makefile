@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 train: .venv/installed
 	.venv/bin/rlhaiku train --preset laptop
 
-# JOBS: so many files of tests at a time, for a machine with some cores to spare.
+# JOBS: so many files of tests at a time, the longest first, for a machine with some cores to spare.
 test: lint
 	.venv/bin/python -m pytest -q $(if $(JOBS),-n $(JOBS) --dist loadfile --no-loadscope-reorder) tests/launch tests
 

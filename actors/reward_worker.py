@@ -8,8 +8,9 @@ from math import fsum
 from typing import Self
 
 from actors.user_reward import Poem, UserReward, as_reward, call
+from rlhaiku.haiku.judged import poem_to_judge
 from rlhaiku.haiku.reward import HaikuReward, PoemScore
-from rlhaiku.judge import JudgeClient, Judged, Judgement, JudgeSettings, PoemToJudge, Rubric
+from rlhaiku.judge import JudgeClient, Judged, Judgement, JudgeSettings, Rubric
 from rlhaiku.types import Prompt, Reward, Scored, Unscored
 
 RewardFn = Callable[[Prompt, str], float | Reward | Awaitable[float | Reward]]
@@ -141,7 +142,7 @@ class RewardWorker:
     async def _score_with_style(self, reward: HaikuReward, poems: Sequence[Poem]) -> list[Reward]:
         scores = [reward.score_text(prompt, text) for prompt, text in poems]
         asked = [i for i, score in enumerate(scores) if score.gate_value > 0]
-        judgements = await self._client().judge([PoemToJudge.of(*poems[i]) for i in asked])
+        judgements = await self._client().judge([poem_to_judge(*poems[i]) for i in asked])
         style: dict[int, Judgement] = dict(zip(asked, judgements, strict=True))
         return [_with_style(reward, score, style.get(i)) for i, score in enumerate(scores)]
 

@@ -125,7 +125,7 @@ class SlotSync(SlimeSync):
 
     def _push(self, weight_version: int) -> None:
         files = zip(self._ranks, self._of_ranks, strict=True)
-        filled = [(rank.handle.fill_slot.remote(weight_version, file), rank) for rank, file in files]
+        filled = [(rank.handle.fill_slot.remote(file), rank) for rank, file in files]
         self._wait(filled, f"to write weight version {weight_version}")
         files = zip(self._engines.actors, self._of_engines, strict=True)
         taken = [(engine.handle.take_slot.remote(weight_version, file), engine) for engine, file in files]

@@ -28,7 +28,7 @@ from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 THREADS, GPU_THREADS = 2, 8
 LR = 1e-5
-"""On CPUs, for a model of one's own."""
+"""On CPUs, for a model of one's own; the laptop preset's is the bundled model's."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
 TIMEOUT_S = 1800.0
@@ -39,11 +39,9 @@ def settings(model: Path, options: argparse.Namespace) -> RunConfig:
     groups, steps, max_tokens = (
         (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 4, 32) if options.model else (16, 6, 48)
     )
-    engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
-    if options.model and not options.gpu:
-        engine.append(f"trainer.lr={LR}")  # the laptop preset's is the bundled model's
+    more = [f"rollout.engine={options.gpu}"] if options.gpu else [f"trainer.lr={LR}"] if options.model else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
-        *engine, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
+        *more, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
         "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}",
         "evaluation.num_prompts=1", "evaluation.samples_per_prompt=1", f"evaluation.max_tokens={max_tokens}",

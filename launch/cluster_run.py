@@ -55,7 +55,7 @@ class Order:
         resolve_model(config.model.path)
         data_directory(config.data.path)
         check_sinks(config)
-        reward_spec(config, things.get("reward"), things.get("rubric"), Path())
+        reward_spec(config, things.get("reward"), things.get("rubric"), None)
         return things
 
     def resume_with(self, run: str) -> str:

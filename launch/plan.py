@@ -272,7 +272,7 @@ def _refusals(config: RunConfig, resources: Resources, gpus: tuple[GpuPlan, ...]
     try:
         check_settings(config)
         # Where the judge is, is asked above; what only Python can give is looked at where it is given.
-        reward_spec(without_own(with_overrides(config, ["judge.required=false"])), None, None, Path())
+        reward_spec(without_own(with_overrides(config, ["judge.required=false"])), None, None, None)
     except BadInput as error:
         said.append(str(error))
     return said + (_misfits(config, gpus, gpu) if gpus else [])

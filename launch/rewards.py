@@ -18,10 +18,11 @@ OWN = "own:"
 """Marks, in a run's `config.toml`, a function or rubric that came from Python and that nobody else can import."""
 
 
-def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, directory: Path) -> RewardSpec:
+def reward_spec(config: RunConfig, reward: RewardFn | None, rubric: object, directory: Path | None) -> RewardSpec:
     """The reward of a run: `reward` and `rubric` come from Python and win over the configuration.
 
     A `reward` alone replaces the configured functions; beside a `rubric`, which needs them, it is added to them.
+    `directory` is the run's; None only checks, and leaves nothing behind.
 
     Raises BadInput for a function that cannot be imported, or a required judge that is unset or that nobody would ask.
     """
@@ -85,10 +86,10 @@ def may_score_inline(spec: RewardSpec) -> bool:
     return spec.inline and spec.judge is None and is_ours
 
 
-def judge_settings(config: RunConfig, directory: Path) -> JudgeSettings | None:
+def judge_settings(config: RunConfig, directory: Path | None) -> JudgeSettings | None:
     """Where the judge is, from the environment, or None. The key stays behind: workers read their own environment.
 
-    Leaves `judge.salt` in the run's directory, so that a resumed run fences poems as before. Raises BadInput.
+    Leaves `judge.salt` in the run's directory, if there is one: a resumed run fences poems as before. Raises BadInput.
     """
     judge = config.judge
     settings = from_environment(
@@ -100,14 +101,14 @@ def judge_settings(config: RunConfig, directory: Path) -> JudgeSettings | None:
         max_asks=judge.max_asks,
         give_up_s=judge.give_up_s,
         usd_per_million=judge.usd_per_million,
-        cache_path=(directory / "judge.sqlite").resolve() if judge.cache else None,
+        cache_path=(directory / "judge.sqlite").resolve() if judge.cache and directory else None,
     )
     if settings is None:
         return None
     if settings.timeout_s >= config.cluster.wait_timeout_s:
         rule = f"LLM_JUDGE_TIMEOUT must be below cluster.wait_timeout_s ({config.cluster.wait_timeout_s:g})"
         raise BadInput(rule, settings.timeout_s, "A worker waiting for an answer would look dead: change either.")
-    return replace(settings.without_key(), nonce_salt=_salt(directory / "judge.salt"))
+    return replace(settings.without_key(), nonce_salt=_salt(directory / "judge.salt") if directory else "")
 
 
 def _salt(path: Path) -> str:

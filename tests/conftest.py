@@ -7,7 +7,7 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # two tests run side by side: neither's actors may give way
+os.environ.setdefault("RAY_worker_niceness", "0")  # with JOBS tests run side by side: neither's actors may give way
 settings.register_profile("rlhaiku", derandomize=True, deadline=None)
 settings.load_profile("rlhaiku")
 

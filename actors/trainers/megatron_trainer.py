@@ -58,7 +58,7 @@ class Training:
         slime.weight_updater.weight_version = weight_version - 1  # slime counts up before it sends
         slime.update_weights()
 
-    def fill_slot(self, weight_version: int, file: Path) -> None:
+    def fill_slot(self, file: Path) -> None:
         """Copies the weights, as engines hold them, into memory that an engine on this card has open, collective.
 
         The first call takes that memory and leaves in `file` what the engine needs to open it.
@@ -66,7 +66,7 @@ class Training:
         if self._slot is None:
             shapes = {name: tensor.shape for name, tensor in self._engine_tensors()}
             self._slot = DeviceWeightSlots.create(file, shapes, 1)
-        views = self._slot.views(weight_version)
+        views = self._slot.views(0)
         with torch.no_grad():
             for name, tensor in self._engine_tensors():
                 views[name].copy_(tensor)

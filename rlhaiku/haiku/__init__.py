@@ -5,7 +5,8 @@
     dictionary  readings of a word                           topic        whether a poem names its topic
     syllables   totals of a line                             reward       what a poem earns
     lemmas      the word behind a form of it                 dataset      topics to prompts, in parquet
-    seed_mode   the tutorial's score                         slime_reward   the reward as slime calls it
+    seed_mode   the tutorial's score                         judged       a poem as the judge gets it
+                                                             slime_reward   the reward as slime calls it
 
 `data/cmudict.txt.gz` is made from the data file of the CMU Pronouncing Dictionary by `launch/build_cmudict.py`; its
 licence is `data/LICENSE.cmudict`.

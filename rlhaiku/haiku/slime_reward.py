@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, overload
 
 from rlhaiku.errors import RunFailed
+from rlhaiku.haiku.judged import poem_to_judge
 from rlhaiku.haiku.reward import HaikuReward
-from rlhaiku.judge import JudgeClient, Judgement, PoemToJudge, Unjudged, from_environment
+from rlhaiku.judge import JudgeClient, Judgement, Unjudged, from_environment
 from rlhaiku.types import Prompt
 
 _clients: dict[asyncio.AbstractEventLoop, JudgeClient | None] = {}
@@ -69,7 +70,7 @@ async def _totals(reward: HaikuReward, samples: Sequence[Sample]) -> list[float]
     asked = [i for i, score in enumerate(scores) if judge and score.gate_value > 0]
     judgements: dict[int, Judgement] = {}
     if judge and asked:
-        judgements = dict(zip(asked, await judge.judge([PoemToJudge.of(*poems[i]) for i in asked]), strict=True))
+        judgements = dict(zip(asked, await judge.judge([poem_to_judge(*poems[i]) for i in asked]), strict=True))
     return [reward.total(score, _style(judgements.get(i))).total for i, score in enumerate(scores)]
 
 

@@ -7,12 +7,10 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, cast
 
 from rlhaiku.errors import BadInput
-from rlhaiku.haiku.structure import strip_template
 from rlhaiku.judge.parsing import Judged, Judgement, Unjudged, parse_number, parse_points
-from rlhaiku.types import Prompt
 
 MODAL_WORDS = ("modal", "volume", "function", "sandbox", "flash", "inference", "train")
 MOST_CHARACTERS = 2000
@@ -30,11 +28,6 @@ class PoemToJudge:
     topic: str
     text: str
     reference: str = ""
-
-    @classmethod
-    def of(cls, prompt: Prompt, completion: str) -> Self:
-        """Of a completion's text, which may still have the chat template's tokens."""
-        return cls(prompt.topic, strip_template(completion).strip(), prompt.reference)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,11 @@ def test_rehearsals_have_the_layout_in_small():
     assert (ours.cluster.gpus_per_node, ours.rollout.max_staleness, ours.trainer.backend) == (0, 1, "torch")
 
 
+def test_persistent_handles_are_a_layout(tmp_path):
+    config, _ = Bench(options(tmp_path)).settings_of("colocated/persistent")
+    assert config.cluster.weight_path == "slots"
+
+
 PHASES = {"rollout": [(10.0, 12.0), (10.5, 12.5)], "reward": [(12.5, 12.6)], "train": [(13.0, 17.0), (13.0, 16.0)],
           "push": [(17.0, 17.5)], "load": [], "verify": [(17.4, 18.0)]}
 

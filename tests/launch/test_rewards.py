@@ -76,6 +76,11 @@ def test_fences_are_random_for_each_run_and_the_same_when_it_is_resumed(make, tm
     assert one.judge.nonce_salt not in repr(one), "it is not shown"
 
 
+def test_a_check_leaves_nothing_behind(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert make(directory=None).judge and not list(tmp_path.iterdir())
+
+
 def test_a_judge_may_not_take_longer_than_anybody_may_be_silent(make, monkeypatch):
     monkeypatch.setenv("LLM_JUDGE_TIMEOUT", "600")
     with pytest.raises(BadInput, match=r"LLM_JUDGE_TIMEOUT must be below cluster\.wait_timeout_s \(600\)"):

@@ -16,7 +16,7 @@ from rlhaiku.config import load_config
 from tests.launch.test_cluster import TINY
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 12
+STEPS = 40
 ONE_NODE = f"{TINY} num_steps={STEPS} rollout.num_engines=2 reward.num_workers=2"
 TWO_NODES = f"{ONE_NODE} cluster.num_nodes=2"
 NAMES = ("rlhaiku1", "rlhaiku2")

@@ -201,14 +201,14 @@ def test_memory_that_stays_open_holds_what_slime_would_send(updater, tmp_path, m
     trainer = megatron_trainer.Training()
     trainer.args, trainer.model, trainer.weight_updater, trainer._slot = updater.args, updater.model, updater, None
     expected, file = exported(updater), tmp_path / "card-0"
-    trainer.fill_slot(1, file)
-    own = {name: torch.zeros_like(tensor) for name, tensor in CardMemory.open(file).views(1).items()}
+    trainer.fill_slot(file)
+    own = {name: torch.zeros_like(tensor) for name, tensor in CardMemory.open(file).views(0).items()}
     engine = SimpleNamespace(named_parameters=own.items)
-    for weight_version in (1, 2):
+    for _ in range(2):
         sglang_server.load_slot(engine, [(str(file), torch.empty(0))])
         assert {name: checksum(tensor) for name, tensor in own.items()} == expected and len(expected) == 8
         for _, weight in updater.model[0].named_parameters():
             weight.data += 1
         assert exported(updater) != expected
-        trainer.fill_slot(weight_version + 1, file)
+        trainer.fill_slot(file)
         expected = exported(updater)

@@ -4,6 +4,7 @@ import os
 import pickle
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from aiohttp import web
@@ -12,18 +13,8 @@ from slime.card import pretend
 from actors.engines import sglang_server
 from tests.sglang_stand_in import GlooStandIn, checksum
 
-
-class Model(torch.nn.Module):
-    """As SGLang holds what the fake trainer has."""
-
-    def __init__(self):
-        super().__init__()
-        shapes = {"model.layers.0.self_attn.qkv_proj.weight": (6, 2), "model.norm.weight": (1, 3)}
-        self.held = {name: torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))
-                     for name, shape in shapes.items()}
-
-    def named_parameters(self):
-        return iter(self.held.items())
+SHAPES = {"model.layers.0.self_attn.qkv_proj.weight": (6, 2), "model.norm.weight": (1, 3)}
+"""As SGLang holds what the fake trainer has."""
 
 
 class Held(GlooStandIn):
@@ -31,7 +22,7 @@ class Held(GlooStandIn):
 
     def __init__(self):
         super().__init__()
-        self.model = Model()
+        self.own = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in SHAPES.items()}
 
     async def answer(self, request, body, how):
         while Path(os.environ["SLIME_OFFLINE"], "hold").exists():
@@ -44,8 +35,8 @@ class Held(GlooStandIn):
             module, _, name = body["load_format"].rpartition(".")
             pretend(sglang_server)
             [named] = [pickle.loads(base64.b64decode(message)) for message in messages]
-            getattr(import_module(module), name)(self.model, named)
-            self.weights = {name: checksum(tensor.detach()) for name, tensor in self.model.named_parameters()}
+            getattr(import_module(module), name)(SimpleNamespace(named_parameters=self.own.items), named)
+            self.weights = {name: checksum(tensor) for name, tensor in self.own.items()}
         return await super().control(request)
 
 
