@@ -1,6 +1,6 @@
 """Starting the actors of a Megatron and SGLang run, each on its card with slime's own environment, and ending them.
 
-Order: engines first, while a shared card's memory is free to be measured; then the trainer's ranks beside them.
+Order: engines load first, while a shared card's memory is free to be measured; then the trainer's ranks beside them.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from actors.reward_pool import RewardPool
 from actors.reward_worker import RewardSpec, RewardWorker
 from actors.rollout_pool import RolloutPool
 from actors.slime_sync import SlimeSync, SlotSync
-from actors.trainers.megatron_group import Address, MegatronGroup, start_ranks
+from actors.trainers.megatron_group import Address, MegatronGroup, load_ranks, spawn_ranks
 from actors.trainers.megatron_trainer import trainer_class
 from actors.trainers.slime_arguments import SlimeRun, slime_arguments
 from actors.trainers.slime_recipe import engine_environment, new_lock, trainer_environment
@@ -90,11 +90,12 @@ def start_slime_actors(
             return [*engines.actors, *ranks, *workers.actors]
 
         stack.callback(lambda: _end(everybody()))
+        spawn_ranks(spawn.rank, ranks, len(placement.rank_gpus), start_s)  # they import while engines start
         up = [(actor.handle.__ray_ready__.remote(), actor) for actor in [*engines.actors, *workers.actors]]
         wait_for_all(up, start_s, "to start")
         handles = [engine.handle for engine in engines.actors]
         wait_for(registry.handle.set_engines.remote(handles, new_lock()), timeout_s, registry, "to take the engines")
-        layout = start_ranks(spawn.rank, ranks, len(placement.rank_gpus), args, registry, timeout_s)
+        layout = load_ranks(ranks, args, registry, timeout_s)
         events = RayEvents(timeout_s, config.judge.give_up_s)
         rollouts = RolloutPool(engines, config.rollout.tile_groups, events)
         sync = SlimeSync(ranks, engines, registry, timeout_s)

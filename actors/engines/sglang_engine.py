@@ -6,6 +6,7 @@ generation has a group of its own, and neither waits for the other.
 
 import os
 import threading
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -25,9 +26,9 @@ CONTROL_THREADS = 8
 """Of the default group: calls of several trainer ranks, and questions of the driver beside them."""
 GENERATE_THREADS = 4
 """At least as many as tiles are handed to an engine at once."""
-FIRST_PORT = 24_000
-PORTS_PER_ENGINE = 100
-"""Engines of one node start at the same moment and look for free ports: each in a range of its own."""
+FIRST_PORT, PORTS_PER_CARD = 24_000, 100
+"""Engines of one node start at the same moment and look for free ports, as may those of another run on other cards:
+each in the range of its card."""
 GROUP_PORTS = 32
 """In a row, from the address of SGLang's own process group on."""
 
@@ -41,7 +42,7 @@ class SglangSpec:
     place: int
     """Among the engines of the run, from 0."""
     gpu_id: int
-    """First GPU on its node."""
+    """First GPU on its node, as the driver counts."""
     timeout_s: float
     """Longest wait for a group."""
     gpus: int = 1
@@ -66,7 +67,7 @@ class Generation:
         """Starts the server and returns when it answers; minutes on a fresh machine, which compiles kernels first."""
         super().__init__(spec.args, spec.place, base_gpu_id=spec.gpu_id, num_gpus_per_engine=spec.gpus)  # type: ignore[call-arg]
         slime: Any = self
-        first = FIRST_PORT + PORTS_PER_ENGINE * spec.place
+        first = FIRST_PORT + PORTS_PER_CARD * spec.gpu_id
         host, port = slime._get_current_node_ip_and_free_port(first)
         _, nccl_port = slime._get_current_node_ip_and_free_port(port + 1)
         _, group_port = slime._get_current_node_ip_and_free_port(nccl_port + 1, GROUP_PORTS)
@@ -114,13 +115,16 @@ def engine_class() -> type:
     """slime's engine with generation; imports slime, whose container has SGLang."""
     from slime.backends.sglang_utils.sglang_engine import SGLangEngine
 
-    from actors.engines.sglang_server import prepare_process
+    from actors.engines.sglang_server import prepare_process, share_of_free
 
     class Prepared(SGLangEngine):  # type: ignore[misc]
         """Starts its server as `sglang_server` has it."""
 
         def init(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
             prepare_process()
+            slime: Any = self
+            share = share_of_free(slime.args.sglang_mem_fraction_static, slime.base_gpu_id)
+            slime.args = Namespace(**vars(slime.args) | {"sglang_mem_fraction_static": share})
             super().init(*args, **kwargs)
 
     return type("SglangEngine", (Generation, Prepared), {})

@@ -21,6 +21,7 @@ from actors.weight_slots import DeviceWeightSlots
 
 LOOK_S = 0.5
 """How often a server looks whether its actor is still there."""
+MOST_OF_FREE = 0.9
 ROWS = 64
 """SGLang pads a vocabulary to a multiple of this."""
 PADDED = ("model.embed_tokens.weight", "lm_head.weight")
@@ -41,6 +42,25 @@ def prepare_process() -> None:
 
     ServerArgs.__setattr__ = object.__setattr__
     http_server.launch_server = partial(serve_until_orphaned, os.getpid())
+
+
+def share_of_free(share: float, gpu_id: int) -> float:
+    """The share of a card's free memory that is as much as a share of the whole card.
+
+    SGLang takes its share of what is free when it starts: of an engine that replaces another beside a trainer, too
+    little. `gpu_id`: as the driver counts. Where it cannot be asked, the share as it is.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return share
+    try:
+        pynvml.nvmlInit()
+        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu_id))
+    except pynvml.NVMLError:
+        return share
+    wanted: float = share * memory.total / memory.free
+    return min(MOST_OF_FREE, wanted)
 
 
 def serve_until_orphaned(owner: int, server_args: Any) -> None:  # noqa: ANN401  (SGLang's ServerArgs)

@@ -66,27 +66,26 @@ class MegatronGroup:
         ))
 
 
-def start_ranks(
-    spawn: Callable[[int, Address], Any],
-    ranks: MutableSequence[Actor],
-    world_size: int,
-    args: Namespace,
-    registry: Actor,
-    timeout_s: float,
-) -> Mapping[str, int]:
-    """Starts the ranks, appending each to `ranks` as soon as it is there; returns how they divide a batch.
+def spawn_ranks(
+    spawn: Callable[[int, Address], Any], ranks: MutableSequence[Actor], world_size: int, timeout_s: float
+) -> None:
+    """Spawns the ranks, appending each to `ranks` as soon as it is there; none has touched its card yet.
 
     `spawn(rank, address)` returns a Ray handle; the first rank chooses the address where the others meet it.
     """
-    start_s, address = max(timeout_s, START_TIMEOUT_S), NOWHERE
+    address = NOWHERE
     for index in range(world_size):
         ranks.append(Actor(f"trainer rank {index}", spawn(index, address)))
         if index == 0:
             call = ranks[0].handle.get_master_addr_and_port.remote()
-            address = wait_for(call, start_s, ranks[0], "for an address to meet at")
+            address = wait_for(call, max(timeout_s, START_TIMEOUT_S), ranks[0], "for an address to meet at")
+
+
+def load_ranks(ranks: Sequence[Actor], args: Namespace, registry: Actor, timeout_s: float) -> Mapping[str, int]:
+    """Has all ranks load the model onto their cards; returns how they divide a batch."""
     has_reference = bool(args.use_kl_loss or args.kl_coef)
     calls = [(rank.handle.start.remote(args, registry.handle, has_reference), rank) for rank in ranks]
-    wait_for_all(calls, start_s, "to load the model")
+    wait_for_all(calls, max(timeout_s, START_TIMEOUT_S), "to load the model")
     config: Mapping[str, int] = wait_for(
         registry.handle.train_parallel_config.remote(), timeout_s, registry, "for the trainer's layout"
     )

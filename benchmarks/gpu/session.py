@@ -22,6 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.chaos import descendants
+from benchmarks.gpu import slime_first_contact
+
 ROOT = Path(__file__).parents[2]
 TAIL = 12
 """Lines of every stage shown at its end; of one that failed, thrice as many."""
@@ -62,6 +65,11 @@ def _contact(part: str, limit_s: float) -> Stage:
     return Stage(f"-m benchmarks.gpu.first_contact {part}", limit_s, None)
 
 
+def _slime(part: str) -> Stage:
+    limit_s = 30.0 + slime_first_contact.PARTS[part][1]
+    return Stage(f"-m benchmarks.gpu.slime_first_contact --output {{output}}/slime {part}", limit_s, None)
+
+
 def _run(name: str, limit_s: float, *settings: str) -> Stage:
     """A benchmark that runs a preset, while the other lane works too."""
     file = "--output {output}/results.jsonl"
@@ -100,6 +108,7 @@ STAGES = {
         "-m benchmarks.gpu.learning_curve --preset laptop --model bundled --directory {scratch}/curve --seconds 20 "
         "--steps 400 --tar {output}/curve.tar.gz " + _overrides("evaluation.num_prompts=4", "evaluation.interval=400"),
     ),
+    **{f"slime_{part}": _slime(part) for part in slime_first_contact.PARTS},
 }
 
 
@@ -150,6 +159,9 @@ def run_stage(session: Session, cards: str, name: str) -> str:
             status = f"exit {process.wait(limit_s)}"
         except subprocess.TimeoutExpired:
             status = f"cut off after {limit_s:.0f} s"
+            for pid in descendants(process.pid):  # those that have a session of their own too
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)

@@ -3,9 +3,9 @@
     python3 -m benchmarks.gpu.slime_first_contact [--output DIRECTORY] [PART ...]      parts: see PARTS, at the end
 
 Needs slime, Megatron, SGLang and Ray on PYTHONPATH. Each part is a process of its own with a deadline; a failure ends
-its part alone. Prints `PASS` or `FAIL` with its findings; DIRECTORY gets `results.json`, written after each part, and
-for each part a log with everything it and its actors said. The first engine on a machine takes minutes to start,
-since SGLang compiles kernels then.
+its part alone. Prints `PASS` or `FAIL` with its findings; DIRECTORY gets for each part a PART.json with them, and a
+PART.log with everything it and its actors said. The first engine on a machine takes minutes to start, since SGLang
+compiles kernels then. Two of these may run side by side, each with its own CUDA_VISIBLE_DEVICES.
 """
 
 import argparse
@@ -253,10 +253,10 @@ def train() -> Found:
 
 
 def recover() -> Found:
-    """An engine is killed in the middle of a run; it is replaced, gets the current weights, and the run goes on."""
+    """An engine is killed in the middle of a rollout; it is replaced, gets the current weights, and the run goes on."""
     from benchmarks.gpu.slime_kills import run_with_kills
 
-    found = run_with_kills([], kill_after=4)
+    found = run_with_kills([], kill_after=3)  # no checkpoint is written after that step
     assert found["starts"] == 1, "the trainer must stay"
     return found
 
@@ -496,7 +496,7 @@ DEFAULT = (
 
 def run_part(name: str, output: Path) -> Found:
     """One part in a process of its own; prints how it went."""
-    began, started = time.time(), time.perf_counter()
+    started = time.perf_counter()
     command = [sys.executable, "-u", "-m", "benchmarks.gpu.slime_first_contact", "--inside", name]
     log_file = output / f"{name}.log"
     with log_file.open("w+", errors="replace") as log:
@@ -520,7 +520,7 @@ def run_part(name: str, output: Path) -> Found:
     if not passed:
         print("\n".join("    " + line[:400] for line in lines[-TAIL:]), flush=True)
     with log_file.open("a") as log:
-        log.write(_actor_logs(began))
+        log.write(_actor_logs(process.pid))
     return {"passed": passed, "seconds": seconds, "found": json.loads(found)}
 
 
@@ -535,11 +535,11 @@ def _family(pid: int) -> list[Any]:
         return []
 
 
-def _actor_logs(since_s: float) -> str:
-    """The last of what every actor said, the servers of engines included, in this part's Ray sessions."""
+def _actor_logs(driver: int) -> str:
+    """The last of what every actor said, the servers of engines included, in the Ray sessions of a process."""
     said = []
-    for file in sorted(Path("/tmp").glob("rlh-*/session_*/logs/worker-*")):
-        if file.is_file() and not file.is_symlink() and file.stat().st_mtime >= since_s and file.stat().st_size:
+    for file in sorted(Path("/tmp").glob(f"rlh-*/session_*_{driver}/logs/worker-*")):
+        if file.is_file() and not file.is_symlink() and file.stat().st_size:
             text = file.read_text(errors="replace")
             said.append(f"\n==== {file.name}, {len(text)} characters\n{text[-LOG_CHARACTERS:]}")
     return "".join(said)
@@ -566,12 +566,13 @@ def main() -> None:
             sys.exit(1)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Found] = {}
+    passed: dict[str, bool] = {}
     for name in options.parts or DEFAULT:
-        results[name] = run_part(name, options.output)
-        (options.output / "results.json").write_text(json.dumps(results, indent=2))
-    print(json.dumps({name: result["passed"] for name, result in results.items()}))
-    sys.exit(not all(result["passed"] for result in results.values()))
+        result = run_part(name, options.output)
+        passed[name] = result["passed"]
+        (options.output / f"{name}.json").write_text(json.dumps(result, indent=2))
+    print(json.dumps(passed))
+    sys.exit(not all(passed.values()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import ray
 from actors.actor import Actor
 from actors.registry import Registry
 from actors.slime_contract import check_slime, contract_differences
-from actors.trainers.megatron_group import start_ranks
+from actors.trainers.megatron_group import load_ranks, spawn_ranks
 from actors.trainers.megatron_trainer import Training
 from actors.waiting import wait_for
 from rlhaiku.errors import BadInput
@@ -87,10 +87,10 @@ def start_trainers(registry):
         debug_rollout_only=False, debug_train_only=False, use_fault_tolerance=True, offload_train=False,
         use_critic=False, colocate=True, use_kl_loss=False, kl_coef=0.0,
     )
-    layout = start_ranks(
-        lambda index, address: ray.remote(num_cpus=0)(cls).remote(RANKS, index, *address),
-        ranks, RANKS, args, Actor("the registry", registry), TIMEOUT_S,
-    )  # fmt: skip
+    spawn_ranks(
+        lambda index, address: ray.remote(num_cpus=0)(cls).remote(RANKS, index, *address), ranks, RANKS, TIMEOUT_S
+    )
+    layout = load_ranks(ranks, args, Actor("the registry", registry), TIMEOUT_S)
     assert layout == {"dp_size": RANKS, "cp_size": 1}
     return [rank.handle for rank in ranks]
 
