@@ -16,7 +16,7 @@ from actors.actor import Actor
 from actors.crew import Crew
 from actors.engines.sglang_engine import HeldWeights
 from actors.waiting import wait_for, wait_for_all
-from rlhaiku.errors import ActorDied, WeightMismatch
+from rlhaiku.errors import ActorDied, ActorFailed, WeightMismatch
 from rlhaiku.types import SyncReport
 
 NEVER = -1
@@ -62,8 +62,13 @@ class SlimeSync:
 
     def _send(self, weight_version: int) -> SyncReport:
         started = time.perf_counter()
-        self._register_successors()
-        self._push(weight_version)
+        has_new = self._register_successors()
+        try:
+            self._push(weight_version)
+        except ActorFailed as error:
+            if has_new and not isinstance(error, ActorDied):  # slime may fail to leave what it shared with the dead
+                raise ActorDied(f"the weights did not reach an engine that took a dead one's place: {error}") from error
+            raise
         self._verify(weight_version)
         self._published = weight_version
         seconds = time.perf_counter() - started
@@ -76,13 +81,16 @@ class SlimeSync:
     def _wait(self, calls: Sequence[tuple[Any, Actor]], doing: str) -> None:
         wait_for_all(calls, self._timeout_s, doing, watched=self._engines.actors)
 
-    def _register_successors(self) -> None:
+    def _register_successors(self) -> bool:
+        """Whether there were any."""
+        has_new = False
         for place in range(len(self._engines)):
             engine = self._alive(place)
             if engine is not self._registered[place]:
                 call = self._registry.handle.replace_engine.remote(place, engine.handle)
                 wait_for(call, self._timeout_s, self._registry, f"to register {engine.name}")
-                self._registered[place] = engine
+                self._registered[place], has_new = engine, True
+        return has_new
 
     def _alive(self, place: int) -> Actor:
         """The engine at a place, once it is up; a dead one is replaced."""

@@ -13,13 +13,17 @@ from typing import Any
 from benchmarks.gpu.slime_first_contact import GAP, SMALL, Found, _config, _log, _metrics, _quick
 
 
-def run_with_kills(overrides: Sequence[str], kill_after: int, kill_in_update: int | None = None) -> Found:
-    """Ten steps through `launch.local.run`; an engine is killed after a step, and in the update to a version."""
+def run_with_kills(
+    overrides: Sequence[str], kill_after: int | None = None, kill_in_update: int | None = None
+) -> Found:
+    """Ten steps through `launch.local.run`; an engine is killed after a step, or in the update to a version."""
     from launch import start_slime
     from launch.local import run
 
     casts: list[Any] = []
-    start, options = start_slime.start_slime_actors, start_slime.SlimeOptions(sglang_flags=_quick())
+    start, options = start_slime.start_slime_actors, start_slime.SlimeOptions(
+        engine_memory=0.4, sglang_flags=_quick()
+    )
 
     @contextmanager
     def watched(*arguments: Any, **keywords: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -33,7 +37,8 @@ def run_with_kills(overrides: Sequence[str], kill_after: int, kill_in_update: in
         if kill_in_update is not None:
             trainer = start_slime.trainer_class()
             start_slime.trainer_class = lambda: _killing_trainer(trainer, kill_in_update, killed)
-        threading.Thread(target=_kill_engine_after, args=(directory, kill_after, casts), daemon=True).start()
+        if kill_after is not None:
+            threading.Thread(target=_kill_engine_after, args=(directory, kill_after, casts), daemon=True).start()
         settings = [*SMALL, "num_steps=10", "output.save_interval=2", "evaluation.num_prompts=16", *overrides]
         result = run(_config(settings), output_dir=directory)
         rows = _metrics(directory)
@@ -43,7 +48,7 @@ def run_with_kills(overrides: Sequence[str], kill_after: int, kill_in_update: in
                  "sync_s": [round(row["time/sync_s"], 2) for row in rows]}
         _log(found)
         assert result.finished and len(rows) == 10
-        assert any("rollout engine" in who for who, _ in result.recoveries) or len(casts) > 2, "nobody was killed"
+        assert any("rollout engine" in who for who, _ in result.recoveries) or len(casts) > 1, "nobody was killed"
         assert killed.exists() == (kill_in_update is not None)
         assert max(row["train/logprob_gap"] for row in rows) < GAP
         return found

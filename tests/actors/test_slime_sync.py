@@ -8,6 +8,7 @@ import pickle
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -16,7 +17,7 @@ import torch
 from actors.actor import Actor
 from actors.engines.sglang_engine import HeldWeights
 from actors.engines.sglang_server import SLOT_LOADER, engine_tensors, slot_message
-from actors.slime_sync import SentTensors, _complaint
+from actors.slime_sync import SentTensors, SlimeSync, _complaint
 from actors.trainers.megatron_trainer import _number
 from actors.waiting import wait_for, wait_for_all
 from rlhaiku.errors import ActorDied, ActorFailed, RunFailed
@@ -136,3 +137,16 @@ def test_what_fails_by_itself_is_a_failure(workers):
     asking, needed, _ = workers
     with pytest.raises(ActorFailed, match="connection refused"):
         wait_for_all([(asking.handle.fail.remote(), asking)], 20, "to send weights", watched=[needed])
+
+
+@pytest.mark.parametrize(("has_new", "expected"), [(True, ActorDied), (False, ActorFailed)])
+def test_an_update_that_fails_after_a_replacement_ends_the_attempt_and_not_the_run(monkeypatch, has_new, expected):
+    def push(weight_version):
+        raise ActorFailed("trainer rank 0: ncclCommDestroy failed")
+
+    sync = SlimeSync([], SimpleNamespace(actors=[]), None, 5.0)
+    monkeypatch.setattr(sync, "_register_successors", lambda: has_new)
+    monkeypatch.setattr(sync, "_push", push)
+    with pytest.raises(ActorFailed, match="ncclCommDestroy failed") as raised:
+        sync.publish(1)
+    assert type(raised.value) is expected
