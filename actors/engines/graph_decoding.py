@@ -110,6 +110,15 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
 
 
+def _sample(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample`, by a kernel where there is one."""
+    if has_kernels() and logits.is_cuda and temperature > 0:
+        from actors.engines.sample_kernel import draw
+
+        return draw(logits, temperature, draws)
+    return sample(logits, temperature, draws)
+
+
 AttentionInterface.register(ATTENTION, group_attention)
 
 
@@ -215,7 +224,7 @@ class _Tile:
         """Draws the next column."""
         column = self._cache.column.add_(1)
         draws = self._draws.index_select(1, column)[:, 0]
-        tokens, logprobs = sample(logits, self._shape.sampling.temperature, draws)
+        tokens, logprobs = _sample(logits, self._shape.sampling.temperature, draws)
         self._tokens.index_copy_(1, column, tokens.where(self.alive, MASKED)[:, None])
         self._logprobs.index_copy_(1, column, logprobs[:, None])
         self.alive &= (tokens[:, None] != self._end_tokens).all(1)

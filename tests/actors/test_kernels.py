@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from actors.bf16 import to_bf16
 from actors.engines import graph_decoding
+from actors.engines.decoding import sample
 from tests.tiny import make_request, save_tiny_model
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -93,6 +94,34 @@ def test_chosen_logprobs_and_their_gradient(rows, vocabulary, temperature, dtype
     assert torch.allclose(found.double(), wanted, atol=2e-5)
     error = (logits.grad.double() - twin.grad).norm() / twin.grad.norm()
     assert error < (1e-5 if dtype == torch.float32 else 8e-3), error
+
+
+@pytest.mark.parametrize(("vocabulary", "temperature"), [(9000, 1.0), (4096, 0.7), (100, 1.3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drawn_tokens_and_their_logprobs(vocabulary, temperature, dtype):
+    """Draws on an even grid: each token is drawn as often as its probability says, and by the same draws as in torch.
+    """
+    kernel = pytest.importorskip("actors.engines.sample_kernel")
+    generator, rows = torch.Generator().manual_seed(vocabulary), 64
+    logits = (3 * torch.randn(vocabulary, generator=generator)).to(DEVICE, dtype).repeat(rows, 1)
+    draws = (torch.arange(rows, dtype=torch.float64, device=DEVICE) + 0.5) / rows
+    tokens, logprobs = kernel.draw(logits, temperature, draws)
+    expected = (logits[0].double() / temperature).log_softmax(-1)
+    reached = expected.exp().cumsum(-1)
+    assert torch.allclose(logprobs.double(), expected[tokens], atol=2e-5)
+    assert ((reached[tokens] > draws - 1e-5) & (reached[tokens] - expected[tokens].exp() < draws + 1e-5)).all()
+    same, _ = sample(logits, temperature, draws)
+    assert (tokens == same).float().mean() > 0.95
+
+
+def test_draws_at_the_ends():
+    """The first of 0 is the first token that has any probability; one no sum reaches gets the likeliest token."""
+    kernel = pytest.importorskip("actors.engines.sample_kernel")
+    logits = torch.full((2, 5000), -torch.inf, device=DEVICE)
+    logits[:, 4200:4203] = torch.tensor([0.0, 2.0, 1.0], device=DEVICE)
+    tokens, logprobs = kernel.draw(logits, 1.0, torch.tensor([0.0, 1.0], dtype=torch.float64, device=DEVICE))
+    assert tokens.tolist() == [4200, 4201]
+    assert torch.allclose(logprobs.cpu(), torch.tensor([0.0, 2.0, 1.0]).log_softmax(-1)[:2], atol=1e-6)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a check of every step cannot be part of a CUDA graph")
