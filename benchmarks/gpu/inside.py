@@ -6,6 +6,7 @@ Torch's profiler records our own processes, SGLang's its server.
 import gzip
 import json
 import os
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,27 @@ def stop_profile(instance: Any, directory: str) -> list[Span]:  # noqa: ANN401
     del instance._profiler
     trace = json.loads((own / "own.trace").read_text())
     return merged(spans_of(trace, ON_DEVICE if torch.cuda.is_available() else ("cpu_op",)))
+
+
+def profiled_step(instance: Any, step: int, boxes: list[Any]) -> dict[str, Any]:  # noqa: ANN401
+    """One more train step of a Megatron rank: how long, how much of it the card had work, and on what most of it went.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        instance.train_step(step, boxes)
+        torch.cuda.synchronize()
+        wall_s = time.perf_counter() - started
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
+    return {
+        "wall_s": wall_s,
+        "busy_s": sum(event.self_device_time_total for event in events) / 1e6,
+        "kernels": sum(event.count for event in events),
+        "most": [[event.key[:70], event.count, event.self_device_time_total / 1e6] for event in events[:14]],
+    }
 
 
 def merged(spans: list[Span]) -> list[Span]:

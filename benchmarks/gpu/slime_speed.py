@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.trainers.slime_shards import boxes, make_shards
+from actors.waiting import wait_for_all
+from benchmarks.gpu.inside import profiled_step
 from benchmarks.gpu.shapes import qwen3
 from benchmarks.gpu.slime_first_contact import (
     SMALL,
@@ -75,13 +78,21 @@ def speed(size: str, overrides: Sequence[str], **options: Any) -> Found:  # noqa
                     }
                     _log(found)
             found["sync_parts_s"] = _sync_parts(cast, weight_version + 1)
-            return found
+            _log(found)
+            return found | {"profiled_step": _profiled_step(cast, _batch(groups[:32], weight_version))}
+
+
+def _profiled_step(cast: Any, batch: Any) -> Found:  # noqa: ANN401
+    """What rank 0's card did in a step."""
+    trainer = cast.roles.trainer
+    sent = boxes(make_shards(trainer._args, trainer._parallel_config, batch))
+    calls = [(rank.handle.__ray_call__.remote(profiled_step, batch.step, sent), rank) for rank in trainer._ranks]
+    found: Found = wait_for_all(calls, 120, "for a profile")[0]
+    return found
 
 
 def _sync_parts(cast: Any, weight_version: int) -> Found:  # noqa: ANN401
     """How long sending takes, and how long checking it on either side does."""
-    from actors.waiting import wait_for_all
-
     sync, started = cast.roles.weight_sync, time.perf_counter()
     sync._push(weight_version)
     found = {"push": _since(started)}
