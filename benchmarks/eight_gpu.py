@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from launch.plan import Plan, make_plan
 from launch.ray_runtime import local_ray
 from launch.resources import Resources
 from rlhaiku.config import RunConfig, load_config, with_overrides
-from rlhaiku.errors import BadInput
+from rlhaiku.errors import BadInput, RunFailed
 from rlhaiku.files import write_whole
 from rlhaiku.haiku.reward import HaikuReward
 
@@ -51,15 +51,16 @@ PROFILED, AFTER_KILL = 3, 3
 """Steps with profilers on, and steps in the first of which an engine is killed."""
 SIZES = ("4B", "1.7B", "0.6B", "tiny")
 """From the largest; one that does not fit is replaced by the next."""
-MICRO_BATCHES = (8192, 4096, 2048, 1024)
+MICRO_BATCHES = (4096, 2048, 1024)
 MODELS_BYTES = 16e9
 LOG_CHARACTERS = 6000
 REHEARSAL_S, KILL_S = 5.0, 100.0
 """Least time for a layout without cards, and for the death of an engine: SGLang starts anew in it."""
 QUIET_S = 30.0
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "WANDB_MODE": "disabled", "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_memory_monitor_refresh_ms": "0",  # some machines' memory grows only as it is used
 }
 
 
@@ -75,14 +76,12 @@ class Layout:
 
 
 LAYOUTS = {
-    "colocated/megatron": Layout("megatron", True, 180),
-    "colocated/ours": Layout("torch", True, 60),
-    "colocated/persistent": Layout("megatron", True, 110, (
-        "cluster.weight_path=slots", "trainer.micro_batch_tokens=2048",  # makes room for the slots
-    )),
-    "split/megatron": Layout("megatron", False, 110),
-    "split/ours": Layout("torch", False, 60),
-    "split/ahead": Layout("torch", False, 60, ("rollout.max_staleness=1",)),
+    "colocated/megatron": Layout("megatron", True, 240),
+    "colocated/ours": Layout("torch", True, 95),
+    "colocated/persistent": Layout("megatron", True, 200, ("cluster.weight_path=slots",)),
+    "split/megatron": Layout("megatron", False, 200),
+    "split/ours": Layout("torch", False, 95),
+    "split/ahead": Layout("torch", False, 95, ("rollout.max_staleness=1",)),
 }
 PARTS = ("ceilings", "kill", *LAYOUTS)
 
@@ -172,7 +171,7 @@ class Bench:
         options = self._options
         options.scratch.mkdir(parents=True, exist_ok=True)
         self._ceilings()
-        made = {name: self.settings_of(name) for name in LAYOUTS if name in options.parts}
+        made = {name: self.settings_of(name) for name in options.parts if name in LAYOUTS}
         slots = _slots([config for config, _ in made.values() if config])
         with ExitStack() as stack:
             has_ray = False
@@ -228,12 +227,12 @@ class Bench:
 
     def _layout(self, config: RunConfig, row: dict[str, Any]) -> None:
         """One layout; whatever happens in it is written down."""
-        began, name = time.time(), row["name"]
+        began, name, used = time.time(), row["name"], used_gb()
         before = signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, max(0.1, self.left_s() - GRACE_S))
         try:
             with tempfile.TemporaryDirectory() as directory:
-                self._measure(config, Path(directory), row)
+                self._measure(config, Path(directory), used, row)
             row["status"] = "done"
         except KeyboardInterrupt:
             row |= {"status": "failed", "why": "time: it did not end before the deadline", "log": actor_logs(began)}
@@ -243,29 +242,41 @@ class Bench:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+        _wait_for_quiet(used, min(QUIET_S, self.left_s()))
         print(f"{name}: {row['status']} after {time.time() - began:.0f} s {row['why'][:300]}", flush=True)
 
-    def _measure(self, config: RunConfig, directory: Path, row: dict[str, Any]) -> None:
+    def _measure(self, config: RunConfig, directory: Path, used: Sequence[float], row: dict[str, Any]) -> None:
         options = self._options
         if not options.cpu:
             model = make_model(self._scratch, row["model"], self.left_s())
             config = with_overrides(config, [f"model.path={model}"])
         row["config"] = config.model_dump()
         placement, (prompts, _) = check_placement(config), load_prompts(config)
-        before, began = used_gb(), time.time()
+        began = time.time()
         run = LayoutRun(config, prompts, directory, row, self.document["ceilings"])
         with observing(directory), start_for(config, placement, RewardSpec(((HaikuReward(), 1.0),)), run) as cast:
             row["start_s"] = time.time() - began
             with run.recording(cast):
                 run.steady(options.steps)
+                self._write()
                 if options.cpu:
                     run.untaken("there is no card", "memory")
                 else:
-                    run.memory(_plan(config, options.gpus), placement, before)
-                run.idle(PROFILED, options.cpu)
+                    self._if_possible(run, "memory", lambda: run.memory(_plan(config, options.gpus), placement, used))
+                self._if_possible(run, "idle", lambda: run.idle(PROFILED, options.cpu))
                 if self._is_to_kill(row):
                     run.kill(AFTER_KILL)
-        _wait_for_quiet(before)
+
+    def _if_possible(self, run: LayoutRun, name: str, take: Callable[[], None]) -> None:
+        """Takes a value; what cannot be asked for is no reason to lose what comes after it."""
+        try:
+            take()
+        except RunFailed:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            run.untaken(f"{type(error).__name__}: {error}"[:500], name)
+        self._write()
 
     def _is_to_kill(self, row: dict[str, Any]) -> bool:
         """Whether an engine is killed here: once, in the first layout that comes so far."""
@@ -302,12 +313,14 @@ def settings(layout: Layout, gpus: int, more: Sequence[str]) -> RunConfig:
     engines = gpus if layout.is_colocated else gpus // 2
     ours = [
         "rollout.engine=torch", "trainer.backend=torch", "trainer.threads=1", f"rollout.tile_groups={128 // engines}",
+        "cluster.wait_timeout_s=90",
     ]
+    theirs = [f"rollout.tile_groups={min(16, 64 // engines)}"]  # an engine has two at once, 256 completions
     return load_config("reference", [
         f"cluster.gpus_per_node={gpus}", f"cluster.colocate={str(layout.is_colocated).lower()}",
         "cluster.wait_timeout_s=240", f"rollout.num_engines={engines}", "rollout.max_tokens=30",
         "evaluation.max_tokens=30", "trainer.lr=1e-4", "trainer.weight_decay=0.0",  # else decay alone changes them
-        *(ours if layout.backend == "torch" else []), *layout.more, *more,
+        *(ours if layout.backend == "torch" else theirs), *layout.more, *more,
     ])
 
 
@@ -366,9 +379,9 @@ def _plan(config: RunConfig, gpus: int) -> Plan:
     return make_plan(config, Resources(gpu=f"{kind}:{gpus}"))
 
 
-def _wait_for_quiet(before: Sequence[float]) -> None:
+def _wait_for_quiet(before: Sequence[float], limit_s: float) -> None:
     """Until the cards are as empty as they were: what a process had is given back some time after its end."""
-    until = time.time() + QUIET_S
+    until = time.time() + limit_s
     while before and time.time() < until and any(now > was + 1 for now, was in zip(used_gb(), before, strict=True)):
         time.sleep(0.5)
 

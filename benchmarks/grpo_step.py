@@ -137,7 +137,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = options.model or bundled()
         peers, ours = take_turns(options, Path(name), model)
-    print(*guards(peers, ours, WARM_UP), sep="\n")
+    found = guards(peers, ours, WARM_UP)
+    print(*found, sep="\n")
     samples = {
         f"{who}_{what}": [value for run in side for value in run[key][WARM_UP:]]
         for who, side in (("baseline", peers), ("ours", ours))
@@ -151,7 +152,7 @@ def main() -> None:
         "name": f"GRPO step, {what}{f', one GPU, {options.gpu}' if options.gpu else ''}: TRL / rlhaiku",
         "kind": "speed-up", "ratio": median(ratios), "low": low, "high": high, "goal": 3 if options.gpu else 1.7,
         "unit": "s", "samples": samples, "order": "ABBA", "peer_packages": peers[0]["packages"],
-        "note": f"{lengths}; baseline_s and ours_s: a run's median step after the first {WARM_UP}",
+        "note": f"{lengths}; baseline_s and ours_s: a run's median step after the first {WARM_UP}; " + "; ".join(found),
     })  # fmt: skip
     print(f"{record.name} {record.ratio:.2f}x [{low:.2f}, {high:.2f}] {[round(ratio, 2) for ratio in ratios]}, "
           f"{fmean(samples['baseline_s']):.2f} -> {fmean(samples['ours_s']):.2f} s, {lengths} "

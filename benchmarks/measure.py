@@ -25,6 +25,8 @@ SETTLE_S = 120.0
 RESAMPLES = 2000
 ASK_S = 20.0
 """Longest wait for git or the driver."""
+SWITCHES = ("RLHAIKU_KERNELS",)
+"""Of the environment: they are written in front of the command."""
 PACKAGES = ("numpy", "ray", "aiohttp", "torch", "transformers", "vllm")
 
 
@@ -209,8 +211,11 @@ def read_results(path: Path) -> list[Record]:
 def circumstances(load: float) -> dict[str, object]:
     """What all records of a program have in common."""
     gpus = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        gpus = gpus[: len(visible.split(","))]
+    switches = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
     return {
-        "command": " ".join([Path(sys.executable).name, "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join([*switches, Path(sys.executable).name, "-m", _module(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "commit": _commit(),
         "device": _processor(),

@@ -1,10 +1,10 @@
 """How long until a held-out reward that is fixed beforehand: TRL's GRPOTrainer's seconds over ours.
 
     python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2]
-                                        [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
+                                        [--every 5] [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke]
 
 Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
-prompts after every fifth step, ours in the run and TRL's afterwards by the same code. A clock is read at the first of
+prompts after every few steps, ours in the run and TRL's afterwards by the same code. A clock is read at the first of
 these evaluations that reaches the target. Starting up, evaluations and checkpoints are on nobody's clock; the other
 side begins with each seed.
 """
@@ -42,7 +42,6 @@ with local_ray(placement.total_cpus, placement.num_gpus):
         if max(reached) >= target:
             break
 """
-EVALUATE_EVERY = 5
 Point = tuple[int, float, float]
 """Step, seconds of training until then, structure x legitimacy."""
 
@@ -51,7 +50,7 @@ def configure(options: argparse.Namespace, seed: int) -> RunConfig:
     """The preset with a constant learning rate and an evaluation every few steps."""
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
-        *engine, f"seed={seed}", f"num_steps={options.steps}", f"evaluation.interval={EVALUATE_EVERY}",
+        *engine, f"seed={seed}", f"num_steps={options.steps}", f"evaluation.interval={options.every}",
         "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={options.steps}",
         *options.set,
     ])
@@ -84,7 +83,7 @@ def first_as_good(points: list[Point], target: float) -> float | None:
 
 def peer_curve(options: argparse.Namespace, config: RunConfig, scratch: Path) -> tuple[list[Point], dict[str, Any]]:
     """TRL's run, and its saved models evaluated one after the other."""
-    peer = run_peer(options.peer_python, peer_settings(config) | {"save_interval": EVALUATE_EVERY}, scratch)
+    peer = run_peer(options.peer_python, peer_settings(config) | {"save_interval": options.every}, scratch)
     clock = [0.0, *accumulate(peer["seconds"])]
     models = sorted((scratch / "trl").glob("step-*"))
     reached = held_out(config, models, options.target, scratch)
@@ -124,6 +123,7 @@ def main() -> None:
     made.add_argument("--peer-python", required=True)
     made.add_argument("--target", type=float, default=0.9, help="structure x legitimacy on the held-out prompts")
     made.add_argument("--steps", type=int, default=25, help="of both sides, at most")
+    made.add_argument("--every", type=int, default=5, help="steps between evaluations")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--set", nargs="*", default=[], help="settings for both sides, e.g. trainer.lr=1e-5")
     made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
@@ -131,7 +131,7 @@ def main() -> None:
     options = made.parse_args()
     results = begin(options)
     if options.smoke:
-        options.seeds, options.steps, options.target = [1], EVALUATE_EVERY, 0.0
+        options.seeds, options.steps, options.target = [1], options.every, 0.0
         options.set = ["rollout.groups_per_step=2", "rollout.tile_groups=2", "evaluation.num_prompts=4", *options.set]
     ratios = []
     with tempfile.TemporaryDirectory() as name:

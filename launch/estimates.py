@@ -33,8 +33,8 @@ PROCESS_BYTES = 1.5e9
 """Of each process on a card: the driver's context (0.5 GB), workspaces of cuBLAS and NCCL, an exchange's buckets."""
 ENGINE_BUFFER_BYTES = 2e9
 """CUDA graphs and activations of an engine, beyond what it preallocates for weights and cache."""
-LOGIT_BYTES = 10.0
-"""Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient."""
+LOGIT_BYTES, SLIME_LOGIT_BYTES = 10.0, 14.0
+"""Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient; slime also keeps the softmax."""
 CHUNKED_LOGITS_BYTES = 2.0**30
 """The torch trainer's limit of fp32 logits at once, `LOGITS_BYTES` of actors/trainers/forward.py."""
 EAGER_FACTOR = 2.0
@@ -160,9 +160,10 @@ def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, factor: fl
 
 
 def logits_bytes(shape: ModelShape, tokens: int, is_chunked: bool) -> float:
-    """Of one micro-batch, or of a chunk of it."""
-    num_bytes = tokens * shape.vocab * LOGIT_BYTES
-    return min(num_bytes, CHUNKED_LOGITS_BYTES / 4 * LOGIT_BYTES) if is_chunked else num_bytes
+    """Of one micro-batch of slime's, or of a chunk of one of the torch trainer's."""
+    if is_chunked:
+        return min(tokens * shape.vocab, CHUNKED_LOGITS_BYTES / 4) * LOGIT_BYTES
+    return tokens * shape.vocab * SLIME_LOGIT_BYTES
 
 
 def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int) -> dict[str, float]:

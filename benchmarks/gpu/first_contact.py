@@ -175,6 +175,7 @@ def several() -> Found:
 
 
 TWO_GPUS = ("--set", "cluster.gpus_per_node=2")
+TWO_ENGINES = (*TWO_GPUS, "--set", "rollout.num_engines=2", "--set", "rollout.tile_groups=16")
 
 
 def train_split() -> Found:
@@ -193,12 +194,12 @@ def train_split_torch() -> Found:
 def train_ranks() -> Found:
     """A trainer rank (FSDP2) and an engine on each of two cards."""
     with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", *TWO_GPUS, "--set", "rollout.num_engines=2")
+        return _train(Path(name) / "run", *TWO_ENGINES)
 
 
 def train_ranks_torch() -> Found:
     """The same with torch engines, while actors are killed at random moments."""
-    settings = (*TWO_GPUS, "--set", "rollout.num_engines=2", "--set", "rollout.engine=torch", "--chaos", "1")
+    settings = (*TWO_ENGINES, "--set", "rollout.engine=torch", "--chaos", "1")
     with tempfile.TemporaryDirectory() as name:
         return _train(Path(name) / "run", *settings)
 
@@ -418,6 +419,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # some machines' memory grows only as it is used
     if options.dump:
         dump(*options.dump)
     elif options.inside:

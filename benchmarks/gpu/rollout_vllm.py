@@ -80,12 +80,12 @@ def measure(smoke: bool) -> Iterator[Paired]:
         engine = Unsynced(spec)
         profile(bare(engine, groups, asker(groups)), "our vLLM engine, one call")
         yield from against_stock(model, engine, name, groups, pairs, line)
-        yield from against_tuned(model, engine, name, groups, pairs, line)
-        profile(bare(engine, wave, asker(groups)), f"our vLLM engine, waves of {wave}")
         share = 0.3 if DEVICE == "cuda" else 0
         actor = ray.remote(num_cpus=1, num_gpus=share, concurrency_groups={"control": 1})(Unsynced)
         yield measure_pool(f"{name}: bare vLLM engine / pool", lambda: actor.remote(spec), engine, wave, groups, pairs,
                            line)
+        profile(bare(engine, wave, asker(groups)), f"our vLLM engine, waves of {wave}")
+        yield from against_tuned(model, engine, name, groups, pairs, line)
 
 
 if __name__ == "__main__":

@@ -41,16 +41,16 @@ GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8]}
 def engine_of(kind: str, model: Path, weights: Path) -> tuple[type, object]:
     """The class of a rollout engine and its spec, with room for a few completions."""
     if kind == "torch":
-        return GpuTorchEngine if DEVICE == "cuda" else TorchEngine, EngineSpec(str(model), weights, 2, 1, 1, 0, True)
+        return GpuTorchEngine if DEVICE == "cuda" else TorchEngine, EngineSpec(str(model), weights, 1, 1, 1, 0, True)
     options = (("compilation_config", GRAPHS), ("kv_cache_memory_bytes", 2 << 30))
-    return VllmEngine, VllmSpec(str(model), weights, 2, 0, 16, 16, options=options)
+    return VllmEngine, VllmSpec(str(model), weights, 1, 0, 16, 16, options=options)
 
 
 @contextmanager
 def actors(kind: str, model: Path, scratch: Path) -> Iterator[tuple[Actor, Crew]]:
     """A run's trainer and one engine, each with half of the card."""
     weights, share = scratch / f"weights-{kind}", 0.5 if DEVICE == "cuda" else 0
-    spec = TrainerSpec(str(model), weights, 2, 100, load_config("one-gpu").trainer, AlgorithmConfig(), DEVICE)
+    spec = TrainerSpec(str(model), weights, 1, 100, load_config("one-gpu").trainer, AlgorithmConfig(), DEVICE)
     cls, engine_spec = engine_of(kind, model, weights)
     trainer = Actor("the trainer", ray.remote(num_cpus=1, num_gpus=share)(TorchTrainer).remote(spec))
     engine = ray.remote(num_cpus=1, num_gpus=share, concurrency_groups={"control": 1})(cls)

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import version
@@ -28,8 +29,6 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
-PARTS = 4 if GPU else 1
-"""Micro-batches of an optimizer step: 256 completions at once, with their logits, would fill a card of 80 GB."""
 RESULT = "RESULT "
 """Starts the line with the result: libraries print where they like, after it too."""
 SAVE_INTERVAL = SETTINGS.get("save_interval", 0)
@@ -97,8 +96,9 @@ def main() -> None:
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=0.3,
             vllm_max_model_length=1024,
-            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"] // PARTS,
-            gradient_accumulation_steps=PARTS,
+            vllm_importance_sampling_correction=False,  # ours has none either; it would cost TRL a forward pass
+            per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
+            gradient_accumulation_steps=1,
             num_generations=SETTINGS["group_size"],
             max_completion_length=SETTINGS["max_tokens"],
             max_steps=SETTINGS["steps"],
@@ -133,6 +133,7 @@ def main() -> None:
         "reward": [row["reward"] for row in history if "reward" in row],
         "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
     }), flush=True)
+    os._exit(0)  # vLLM's threads and torch's groups may hang, or crash, in an orderly end
 
 
 if __name__ == "__main__":

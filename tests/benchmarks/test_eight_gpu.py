@@ -17,11 +17,12 @@ from benchmarks.eight_gpu import LAYOUTS, Bench, fitting, parse, rehearsal, supe
 from benchmarks.gpu import inside, memory, shapes
 from benchmarks.gpu.ceilings import ceilings
 from benchmarks.gpu.goals import goals
-from benchmarks.gpu.layout_run import Striker, medians, step_row, sync_row
+from benchmarks.gpu.layout_run import LayoutRun, Striker, medians, step_row, sync_row
 from benchmarks.gpu.memory import compare_memory, peaks, used_gb
 from benchmarks.gpu.observe import observed, read_phases
 from benchmarks.models import VOCABULARY, bundled
 from launch.plan import GpuPlan
+from rlhaiku.errors import ActorDied
 from rlhaiku.types import Completion, Scored
 from tests.launch.test_slime_run import FAKES, pretend_gpus
 
@@ -84,7 +85,7 @@ def test_what_has_no_time_left_is_skipped_and_says_so(tmp_path):
 
 
 def test_a_layout_that_fails_is_written_down_and_the_next_begins(tmp_path, monkeypatch):
-    def measure(self, config, directory, row):
+    def measure(self, config, directory, used, row):
         if row["name"] == "split/ours":
             raise RuntimeError("no luck")
 
@@ -93,6 +94,20 @@ def test_a_layout_that_fails_is_written_down_and_the_next_begins(tmp_path, monke
     Bench(options(tmp_path, "--parts", "split/ours,split/ahead")).run()
     rows = json.loads((tmp_path / "out.json").read_text())["layouts"]
     assert [row["status"] for row in rows] == ["failed", "done"] and rows[0]["why"] == "RuntimeError: no luck"
+
+
+def test_what_cannot_be_taken_costs_nothing_that_comes_after_it(tmp_path):
+    bench, row = Bench(options(tmp_path, "--parts", "split/ours")), {"untaken": {}}
+    run = LayoutRun.__new__(LayoutRun)
+    run._row = row
+
+    def fail(error):
+        raise error
+
+    bench._if_possible(run, "memory", lambda: fail(OSError("HTTP 500")))
+    assert row == {"memory": None, "untaken": {"memory": "OSError: HTTP 500"}}
+    with pytest.raises(ActorDied):  # the layout itself is broken then
+        bench._if_possible(run, "idle", lambda: fail(ActorDied("gone")))
 
 
 def test_a_layout_ends_at_the_deadline(tmp_path, monkeypatch):
