@@ -15,12 +15,15 @@ from rlhaiku.errors import BadInput
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 60, 30
 """Of a haiku, mean: P and C."""
-ENGINE_SHARE = 0.5
-"""Of the decoding limit that engines reach: sampling and scheduling take the rest."""
-TRAINER_SHARE = 0.4
-"""Of the peak that a trainer with full packs reaches (MFU)."""
-SYNC_FACTOR = 10.0
-"""Weight sync over a plain copy of the same bytes: handles, barriers, names."""
+ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.25, "torch": 0.25}
+"""Of the decoding limit, by engine, as measured on one card (benchmarks/RESULTS.md): host code takes the rest."""
+TRAINER_SHARES = {"megatron": 0.18, "torch": 0.4}
+"""Of the peak (MFU), likewise; Megatron's was measured without Transformer Engine and in micro-batches of 2048 tokens.
+"""
+SYNC_FACTOR = 15.0
+"""Weight sync over a plain copy of the same bytes, likewise: checksums, names, the first token."""
+SLIME_SYNC_BYTES_PER_S = 11.3e9
+"""slime's own way to an engine on the same card, likewise."""
 LINK_BYTES_PER_S = 360e9
 """NVLink as NCCL uses it."""
 ADAM_S = 0.005
@@ -219,16 +222,17 @@ def preallocated_kv_bytes(config: RunConfig, shape: ModelShape, ranks: int, memo
     return min(VLLM_KV_BYTES, needed) if rollout.engine == "vllm" else needed
 
 
-def rollout_s(shape: ModelShape, gpu: Gpu, groups: float, group_size: int) -> float:
-    """One engine's time for its share of a step: prefill once a group, then C decode steps of B = groups x group size.
+def rollout_s(shape: ModelShape, gpu: Gpu, groups: float, group_size: int, share: float) -> float:
+    """One engine's time for its part of a step: prefill once a group, then C decode steps of B = groups x group size.
 
-    A decode step reads the weights and the caches, or is bound by 2 N FLOP a token, whichever takes longer.
+    `share`: of the decoding limit. A decode step reads the weights and the caches, or is bound by 2 N FLOP a token,
+    whichever takes longer.
     """
     n, b = shape.parameters, groups * group_size
     context = PROMPT_TOKENS + COMPLETION_TOKENS / 2
     read_s = (2 * n + b * context * shape.kv_bytes_per_token) / gpu.bytes_per_s
     decode_s = COMPLETION_TOKENS * max(read_s, b * 2 * n / gpu.flops)
-    return decode_s / ENGINE_SHARE + groups * PROMPT_TOKENS * 2 * n / gpu.flops
+    return decode_s / share + groups * PROMPT_TOKENS * 2 * n / gpu.flops
 
 
 def train_tokens(groups: int, group_size: int, is_shared: bool) -> int:
@@ -243,16 +247,20 @@ def train_flops(shape: ModelShape, has_reference: bool, recompute: bool) -> floa
     return (8 if has_reference else 6) * float(shape.parameters) + again
 
 
-def train_s(shape: ModelShape, gpu: Gpu, ranks: int, flop: float, steps: int) -> float:
-    """So many FLOP among all ranks, and for each optimizer step reduce-scatter, Adam, all-gather."""
+def train_s(shape: ModelShape, gpu: Gpu, ranks: int, flop: float, steps: int, share: float) -> float:
+    """So many FLOP among all ranks at a share of their peak, and for each optimizer step reduce-scatter, Adam,
+    all-gather.
+    """
     n = shape.parameters
     exchange_s = (ranks - 1) / ranks * (4 * n + 2 * n) / LINK_BYTES_PER_S
-    return flop / (ranks * gpu.flops * TRAINER_SHARE) + steps * (exchange_s + ADAM_S)
+    return flop / (ranks * gpu.flops * share) + steps * (exchange_s + ADAM_S)
 
 
-def sync_s(shape: ModelShape, gpu: Gpu, is_colocated: bool) -> float:
+def sync_s(shape: ModelShape, gpu: Gpu, is_colocated: bool, by_slime: bool) -> float:
     """The trainer's weights to the engines: a copy within a card (read and write), or over NVLink."""
     num_bytes = 2.0 * shape.parameters
+    if is_colocated and by_slime:
+        return num_bytes / SLIME_SYNC_BYTES_PER_S
     copy_s = 2 * num_bytes / (0.85 * gpu.bytes_per_s) if is_colocated else num_bytes / LINK_BYTES_PER_S
     return SYNC_FACTOR * copy_s
 

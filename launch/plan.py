@@ -9,8 +9,10 @@ from typing import Any
 
 from launch.checks import check_settings, resolve_model
 from launch.estimates import (
+    ENGINE_SHARES,
     GPUS,
     START_S,
+    TRAINER_SHARES,
     Gpu,
     ModelShape,
     engine_card_bytes,
@@ -242,10 +244,12 @@ def _predict(config: RunConfig, shape: ModelShape, gpu: Gpu, num_gpus: int) -> d
     tokens = train_tokens(rollout.groups_per_step, rollout.group_size, is_shared)
     flop = tokens * train_flops(shape, config.algorithm.kl_coef > 0, trainer.recompute)
     ranks = max(1, _ranks(config, num_gpus))
+    share = ENGINE_SHARES[rollout.engine]
+    by_slime = is_slime(config) and config.cluster.weight_path == "slime"
     seconds = {
-        "rollout": rollout_s(shape, gpu, rollout.groups_per_step / rollout.num_engines, rollout.group_size),
-        "train": train_s(shape, gpu, ranks, flop, trainer.optimizer_steps),
-        "sync": sync_s(shape, gpu, config.cluster.colocate),
+        "rollout": rollout_s(shape, gpu, rollout.groups_per_step / rollout.num_engines, rollout.group_size, share),
+        "train": train_s(shape, gpu, ranks, flop, trainer.optimizer_steps, TRAINER_SHARES[trainer.backend]),
+        "sync": sync_s(shape, gpu, config.cluster.colocate, by_slime),
     }
     overlaps = rollout.max_staleness > 0 and not config.cluster.colocate
     work = max(seconds["rollout"], seconds["train"]) if overlaps else seconds["rollout"] + seconds["train"]
@@ -253,7 +257,7 @@ def _predict(config: RunConfig, shape: ModelShape, gpu: Gpu, num_gpus: int) -> d
     prompts = evaluation.num_prompts / rollout.num_engines
     return seconds | {
         "step": work + seconds["sync"],
-        "evaluation": rollout_s(shape, gpu, prompts, evaluation.samples_per_prompt),
+        "evaluation": rollout_s(shape, gpu, prompts, evaluation.samples_per_prompt, share),
         "save": save_s(shape),
     }
 

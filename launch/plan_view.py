@@ -5,7 +5,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launch.estimates import COMPLETION_TOKENS, ENGINE_SHARE, PROMPT_TOKENS, TRAINER_SHARE
+from launch.estimates import COMPLETION_TOKENS, ENGINE_SHARES, PROMPT_TOKENS, TRAINER_SHARES
 from launch.plan import PREALLOCATED, Plan
 from rlhaiku.config import describe_settings
 
@@ -81,10 +81,11 @@ def _memory(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
+    engines, trainer = ENGINE_SHARES[plan.config.rollout.engine], TRAINER_SHARES[plan.config.trainer.backend]
     table = Table(
         title="predicted", title_justify="left",
-        caption=f"{PROMPT_TOKENS} prompt and {COMPLETION_TOKENS} completion tokens; engines at {ENGINE_SHARE:.0%} of "
-        f"their limit, the trainer at {TRAINER_SHARE:.0%}; without a judge",
+        caption=f"{PROMPT_TOKENS} prompt and {COMPLETION_TOKENS} completion tokens; engines at {engines:.0%} of their "
+        f"limit, the trainer at {trainer:.0%}, as measured on one card; without a judge",
     )  # fmt: skip
     for phase in plan.seconds:
         table.add_column(f"{phase}, s", justify="right")

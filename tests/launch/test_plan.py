@@ -115,9 +115,9 @@ def test_limits_that_other_files_set():
 
 def test_a_rollout_reads_weights_or_computes_whichever_is_longer():
     # 128 completions: (8.045 GB + 128 x 75 x 147,456 B) / 3.35 TB/s = 2.824 ms a step; prefill 16 x 60 tokens 7.81 ms.
-    assert rollout_s(QWEN, H100, 16, 8) == pytest.approx(30 * 2.8240e-3 / 0.5 + 7.809e-3, rel=1e-3)
+    assert rollout_s(QWEN, H100, 16, 8, 0.5) == pytest.approx(30 * 2.8240e-3 / 0.5 + 7.809e-3, rel=1e-3)
     # 1024 completions on one card compute for longer than they read: 1024 x 8.045 GFLOP / 989 TFLOP/s = 8.330 ms.
-    assert rollout_s(QWEN, H100, 128, 8) == pytest.approx(30 * 8.330e-3 / 0.5 + 62.47e-3, rel=1e-3)
+    assert rollout_s(QWEN, H100, 128, 8, 0.5) == pytest.approx(30 * 8.330e-3 / 0.5 + 62.47e-3, rel=1e-3)
 
 
 def test_a_train_step_is_6n_a_token_and_one_exchange():
@@ -125,8 +125,8 @@ def test_a_train_step_is_6n_a_token_and_one_exchange():
     assert train_tokens(128, 8, is_shared=True) == 38_400
     assert train_flops(QWEN, has_reference=False, recompute=False) == 6 * N
     # 2.224 PFLOP at 40 % of 7.912 PFLOP/s = 0.7028 s; 7/8 x 24.13 GB / 360 GB/s = 58.66 ms; Adam 5 ms.
-    assert train_s(QWEN, H100, 8, 92_160 * 6 * N, 1) == pytest.approx(0.7028 + 0.0587 + 0.005, rel=1e-3)
-    assert train_s(QWEN, H100, 8, 0, 16) == pytest.approx(16 * (0.05866 + 0.005), rel=1e-3)
+    assert train_s(QWEN, H100, 8, 92_160 * 6 * N, 1, 0.4) == pytest.approx(0.7028 + 0.0587 + 0.005, rel=1e-3)
+    assert train_s(QWEN, H100, 8, 0, 16, 0.4) == pytest.approx(16 * (0.05866 + 0.005), rel=1e-3)
 
 
 def test_what_else_is_forwarded_costs_2n():
@@ -141,10 +141,11 @@ def test_a_checkpoint_of_64_gb_is_written_read_and_copied():
     assert save_s(QWEN) == pytest.approx(3 * 64.36 / 1.5, rel=1e-3)
 
 
-def test_a_sync_is_ten_copies_of_the_weights():
+def test_a_sync_is_fifteen_copies_of_the_weights_or_slimes():
     # 2 x 8.045 GB / (0.85 x 3.35 TB/s) = 5.65 ms within a card; 8.045 GB / 360 GB/s = 22.3 ms between cards.
-    assert sync_s(QWEN, H100, is_colocated=True) == pytest.approx(0.0565, rel=1e-3)
-    assert sync_s(QWEN, H100, is_colocated=False) == pytest.approx(0.2235, rel=1e-3)
+    assert sync_s(QWEN, H100, is_colocated=True, by_slime=False) == pytest.approx(0.0848, rel=1e-3)
+    assert sync_s(QWEN, H100, is_colocated=False, by_slime=True) == pytest.approx(0.3352, rel=1e-3)
+    assert sync_s(QWEN, H100, is_colocated=True, by_slime=True) == pytest.approx(8.045 / 11.3, rel=1e-3)
 
 
 def test_the_reference_run():
@@ -158,7 +159,10 @@ def test_the_reference_run():
     assert plan.engine_share == pytest.approx(0.1996, abs=0.001)
     assert plan.gpus[0].preallocated_kv_gb == pytest.approx(7.92, abs=0.05)
     assert plan.gpus[0].taken_gb == pytest.approx(56.538 + 15.97 + 3.5, abs=0.05)
-    assert plan.seconds["step"] == pytest.approx(0.1773 + 0.7665 + 0.0565, rel=1e-3)
+    # 30 x 2.824 ms at a tenth of the limit, and prefill; 2.224 PFLOP at 18 %, and 64 ms; 8.045 GB at 11.3 GB/s.
+    assert plan.seconds["rollout"] == pytest.approx(0.8472 + 0.0078, rel=1e-3)
+    assert plan.seconds["train"] == pytest.approx(1.5618 + 0.0637, rel=1e-3)
+    assert plan.seconds["step"] == pytest.approx(0.8550 + 1.6255 + 0.7119, rel=1e-3)
     # 360 s + 50 steps + 6 evaluations + 5 checkpoints, on 8 GPUs at $3.95.
     hours = (360 + 50 * plan.seconds["step"] + 6 * plan.seconds["evaluation"] + 5 * plan.seconds["save"]) / 3600
     assert plan.run_hours == pytest.approx(hours)
