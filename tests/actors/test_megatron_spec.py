@@ -52,14 +52,19 @@ def test_packed_rotary_embedding_is_megatrons_to_the_bit(dtype):
     from actors.trainers.megatron_spec import rotate_packed
 
     one_rank = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
-    starts, angles = torch.tensor([0, 7, 19, 24], dtype=torch.int32), torch.randn(12, 1, 1, 64)
-    theirs = torch.randn(24, 4, 64, dtype=dtype, requires_grad=True)
-    ours, weight = theirs.detach().clone().requires_grad_(), torch.randn(24, 4, 64, dtype=dtype)
-    expected = _apply_rotary_pos_emb_thd(theirs, starts, angles, cp_group=one_rank)
-    found = rotate_packed(ours, starts, angles, cp_group=one_rank, rotary_interleaved=False, mscale=1.0)
-    for output in (expected, found):
-        (output * weight).sum().backward()
-    assert torch.equal(found, expected) and torch.equal(ours.grad, theirs.grad)
+    starts = torch.tensor([0, 7, 19, 24], dtype=torch.int32)
+    for width, mscale in ((64, 1.0), (64, 1.0), (48, 1.0), (64, 0.7)):  # the pack remembers what was made for it
+        angles = torch.randn(12, 1, 1, width)
+        theirs = torch.randn(24, 4, 64, dtype=dtype, requires_grad=True)
+        ours, weight = theirs.detach().clone().requires_grad_(), torch.randn(24, 4, 64, dtype=dtype)
+        expected = _apply_rotary_pos_emb_thd(theirs, starts, angles, mscale=mscale, cp_group=one_rank)
+        found = rotate_packed(ours, starts, angles, cp_group=one_rank, rotary_interleaved=False, mscale=mscale)
+        for output in (expected, found):
+            (output * weight).sum().backward()
+        assert torch.equal(found, expected) and torch.equal(ours.grad, theirs.grad)
+        assert torch.equal(rotate_packed(ours, starts, angles, mscale=mscale), expected)
+    with pytest.raises(ValueError, match="no multi_latent_attention"):
+        rotate_packed(ours, starts, angles, multi_latent_attention=True)
 
 
 def needs_checkpoints_of_torchs_adam():
