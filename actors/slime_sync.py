@@ -104,14 +104,17 @@ class SlimeSync:
             else:
                 return engine
 
+    def _ask_sent(self) -> list[tuple[Any, Actor]]:
+        """Each rank's count of what it has sent."""
+        return [(rank.handle.sent_tensors.remote(), rank) for rank in self._ranks]
+
     def _verify(self, weight_version: int) -> None:
         """Compares what the engines hold with what the trainer has, element by element through their checksums."""
-        ranks, engines = self._ranks, self._engines.actors
-        sent = [(rank.handle.sent_tensors.remote(), rank) for rank in ranks]
+        engines, sent = self._engines.actors, self._ask_sent()
         held = [(engine.handle.held_weights.remote(), engine) for engine in engines]
         answers = wait_for_all([*sent, *held], self._timeout_s, "for checksums of its weights", watched=engines)
-        self._sent = next(answer for answer in answers[: len(ranks)] if answer is not None)
-        for engine, holds in zip(engines, answers[len(ranks) :], strict=True):
+        self._sent = next(answer for answer in answers[: len(sent)] if answer is not None)
+        for engine, holds in zip(engines, answers[len(sent) :], strict=True):
             if complaint := _complaint(self._sent, holds, weight_version):
                 raise WeightMismatch(f"{engine.name} must hold the trainer's version {weight_version}; {complaint}")
 
@@ -130,14 +133,19 @@ class SlotSync(SlimeSync):
         """`of_ranks`, `of_engines`: the file that says how to open their card's memory, the same for both."""
         super().__init__(ranks, engines, registry, timeout_s)
         self._of_ranks, self._of_engines = of_ranks, of_engines
+        self._asked: list[tuple[Any, Actor]] = []
 
     def _push(self, weight_version: int) -> None:
         files = zip(self._ranks, self._of_ranks, strict=True)
         filled = [(rank.handle.fill_slot.remote(file), rank) for rank, file in files]
         self._wait(filled, f"to write weight version {weight_version}")
+        self._asked = super()._ask_sent()  # ranks count while engines load
         files = zip(self._engines.actors, self._of_engines, strict=True)
         taken = [(engine.handle.take_slot.remote(weight_version, file), engine) for engine, file in files]
         self._wait(taken, f"to load weight version {weight_version}")
+
+    def _ask_sent(self) -> list[tuple[Any, Actor]]:
+        return self._asked
 
 
 def _complaint(sent: SentTensors, held: HeldWeights, weight_version: int) -> str:
