@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import ray
 import torch
 
+from actors.engines import graph_decoding
 from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import EngineSpec, TorchEngine
+from actors.kernels import has_kernels
 from benchmarks.gpu.rollout import (
     GROUP_SIZE,
     GROUPS,
@@ -99,6 +102,13 @@ def measure(smoke: bool) -> Iterator[Paired]:
             pairs=pairs, goal=1.2, note=note,
         )
         del ungrouped
+        if has_kernels():
+            with patch.object(graph_decoding, "has_kernels", lambda: False):
+                plain = Unsynced(spec)
+                plain.generate(take())  # records its graph
+            yield paired(f"{name}: without / with Triton kernels, torch", bare(plain, groups, take),
+                         bare(engine, groups, take), pairs=pairs, note=note)
+            del plain
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
             print(f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB in this process")

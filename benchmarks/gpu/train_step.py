@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
+from actors.kernels import has_kernels
+from actors.trainers import forward
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, wait_for_device
 from benchmarks.gpu.shapes import SMOKE, qwen3
@@ -77,6 +80,8 @@ def measure_model(size: str, groups: int, line: Roofline, pairs: int, *, compile
     yield against_matmul(name, policy, made, line, pairs)
     kernels(policy, made)
     if not compiled:
+        if has_kernels():
+            yield of_kernels(name, policy, made, line, pairs)
         yield sharing(name, policy, made, line, pairs)
 
 
@@ -97,6 +102,19 @@ def fitted(policy: TorchTrainer, made: TrainBatch) -> float:
                 raise
         with_settings(policy, micro_batch_tokens=tokens // 2)
         _tidy()
+
+
+def of_kernels(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
+    """The same trainer with torch's softmax over the vocabulary, against the kernel's."""
+
+    def step(is_used: bool) -> float:
+        with patch.object(forward, "has_kernels", lambda: is_used):
+            return policy.train_step(made).loss
+
+    losses = [step(flag) for flag in (True, False)]
+    assert abs(losses[0] - losses[1]) < 2e-3 * max(1.0, abs(losses[0])), losses
+    return paired(f"train step, {name}: without / with the logprob kernel", lambda: step(False), lambda: step(True),
+                  pairs=pairs, note=f"losses {losses}; {line}")
 
 
 def sharing(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
