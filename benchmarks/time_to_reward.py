@@ -1,7 +1,8 @@
 """How long until a held-out reward that is fixed beforehand: TRL's GRPOTrainer's seconds over ours.
 
     python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2]
-                                        [--every 5] [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke]
+                                        [--every 5] [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR]
+                                        [--smoke] [--force]
 
 Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
 prompts after every few steps, ours in the run and TRL's afterwards by the same code. A clock is read at the first of

@@ -16,14 +16,15 @@ from rlhaiku.errors import BadInput
 PROMPT_TOKENS, COMPLETION_TOKENS = 60, 30
 """Of a haiku, mean: P and C."""
 ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.25, "torch": 0.25}
-"""Of the decoding limit, by engine, as measured on one card (benchmarks/RESULTS.md): host code takes the rest."""
+"""Of the decoding limit, by engine: SGLang's and the torch engine's as measured on one H200 in Qwen3-4B's shape
+(benchmarks/RESULTS.md); vLLM's is assumed to be like the latter."""
 TRAINER_SHARES = {"megatron": 0.18, "torch": 0.4}
-"""Of the peak (MFU), likewise; Megatron's was measured without Transformer Engine and in micro-batches of 2048 tokens.
-"""
+"""Of the peak (MFU), measured there too: Megatron in 4B's shape, without Transformer Engine, in micro-batches of 2048
+tokens; the torch trainer in 1.7B's."""
 SYNC_FACTOR = 15.0
-"""Weight sync over a plain copy of the same bytes, likewise: checksums, names, the first token."""
+"""Weight sync over a plain copy of the same bytes, as measured on one card with vLLM; elsewhere assumed."""
 SLIME_SYNC_BYTES_PER_S = 11.3e9
-"""slime's own way to an engine on the same card, likewise."""
+"""slime's own way to an engine on the same card, as measured."""
 LINK_BYTES_PER_S = 360e9
 """NVLink as NCCL uses it."""
 ADAM_S = 0.005

@@ -85,7 +85,7 @@ def _time(plan: Plan) -> Table:
     table = Table(
         title="predicted", title_justify="left",
         caption=f"{PROMPT_TOKENS} prompt and {COMPLETION_TOKENS} completion tokens; engines at {engines:.0%} of their "
-        f"limit, the trainer at {trainer:.0%}, as measured on one card; without a judge",
+        f"limit, the trainer at {trainer:.0%} of its; without a judge",
     )  # fmt: skip
     for phase in plan.seconds:
         table.add_column(f"{phase}, s", justify="right")

@@ -90,7 +90,7 @@ def start_slime_actors(
             return [*engines.actors, *ranks, *workers.actors]
 
         stack.callback(lambda: _end(everybody()))
-        spawn_ranks(spawn.rank, ranks, len(placement.rank_gpus), start_s)  # they import while engines start
+        spawn_ranks(spawn.rank, ranks, len(placement.rank_gpus), timeout_s)  # they import while engines start
         up = [(actor.handle.__ray_ready__.remote(), actor) for actor in [*engines.actors, *workers.actors]]
         wait_for_all(up, start_s, "to start")
         handles = [engine.handle for engine in engines.actors]

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = tl.constexpr(4096)
-"""Logits that a program looks at together."""
+from actors.log_sum_kernel import BLOCK, log_sum_of
 
 
 def draw(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,24 +29,12 @@ def _draw(
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], -1e30, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    best_at = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, vocabulary, BLOCK):
-        where = start + place
-        inside = where < vocabulary
-        logit = tl.load(logits + row * vocabulary + where, mask=inside, other=-1e30).to(tl.float32)
-        logit = tl.where(inside, logit * inverse_temperature, -1e30)
-        higher = tl.maximum(best, logit)
-        total = total * tl.exp(best - higher) + tl.where(inside, tl.exp(logit - higher), 0.0)
-        best_at = tl.where(logit > best, where, best_at)
-        best = higher
-    highest = tl.max(best, 0)
-    log_sum = highest + tl.log(tl.sum(total * tl.exp(best - highest), 0))
-
+    log_sum = log_sum_of(logits, row, inverse_temperature, vocabulary)
     wanted = tl.load(draws + row)
     before = 0.0
     token = vocabulary
+    largest = -1.0
+    likeliest = 0
     for start in range(0, vocabulary, BLOCK):
         where = start + place
         inside = where < vocabulary
@@ -56,7 +43,9 @@ def _draw(
         is_reached = inside & (before + tl.cumsum(share, 0) > wanted)
         token = tl.minimum(token, tl.min(tl.where(is_reached, where, vocabulary), 0))
         before += tl.sum(share, 0)
-    likeliest = tl.min(tl.where(best == highest, best_at, vocabulary), 0)
+        most = tl.max(share, 0)
+        likeliest = tl.where(most > largest, tl.min(tl.where(share == most, where, vocabulary), 0), likeliest)
+        largest = tl.maximum(largest, most)
     token = tl.where(token < vocabulary, token, likeliest)
     own = tl.load(logits + row * vocabulary + token).to(tl.float32) * inverse_temperature
     tl.store(tokens + row, token.to(tl.int64))

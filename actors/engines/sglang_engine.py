@@ -6,7 +6,6 @@ generation has a group of its own, and neither waits for the other.
 
 import os
 import threading
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -123,8 +122,8 @@ def engine_class() -> type:
         def init(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
             prepare_process()
             slime: Any = self
-            share = share_of_free(slime.args.sglang_mem_fraction_static, slime.base_gpu_id)
-            slime.args = Namespace(**vars(slime.args) | {"sglang_mem_fraction_static": share})
+            share = slime.args.sglang_mem_fraction_static  # of the whole card; these arguments are this process's own
+            slime.args.sglang_mem_fraction_static = share_of_free(share, slime.base_gpu_id)
             super().init(*args, **kwargs)
 
     return type("SglangEngine", (Generation, Prepared), {})

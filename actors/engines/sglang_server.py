@@ -22,6 +22,7 @@ from actors.weight_slots import DeviceWeightSlots
 LOOK_S = 0.5
 """How often a server looks whether its actor is still there."""
 MOST_OF_FREE = 0.9
+"""Of a card's free memory that a server is ever told to take."""
 ROWS = 64
 """SGLang pads a vocabulary to a multiple of this."""
 PADDED = ("model.embed_tokens.weight", "lm_head.weight")

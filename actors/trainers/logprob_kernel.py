@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = tl.constexpr(4096)
-"""Logits that a program looks at together."""
+from actors.log_sum_kernel import BLOCK, log_sum_of
 
 
 class ChosenLogprobs(torch.autograd.Function):
@@ -45,19 +44,7 @@ def _forward(
     inverse_temperature: tl.tensor, vocabulary: tl.tensor,
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], -1e30, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, vocabulary, BLOCK):
-        where = start + place
-        inside = where < vocabulary
-        logit = tl.load(logits + row * vocabulary + where, mask=inside, other=-1e30).to(tl.float32)
-        logit = tl.where(inside, logit * inverse_temperature, -1e30)
-        higher = tl.maximum(best, logit)
-        total = total * tl.exp(best - higher) + tl.where(inside, tl.exp(logit - higher), 0.0)
-        best = higher
-    highest = tl.max(best, 0)
-    log_sum = highest + tl.log(tl.sum(total * tl.exp(best - highest), 0))
+    log_sum = log_sum_of(logits, row, inverse_temperature, vocabulary)
     own = tl.load(logits + row * vocabulary + tl.load(targets + row)).to(tl.float32) * inverse_temperature
     tl.store(log_sums + row, log_sum)
     tl.store(chosen + row, own - log_sum)

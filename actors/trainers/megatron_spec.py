@@ -49,8 +49,8 @@ def rotate_packed(
     In the place of Megatron's own, which from 0.19 on launches ten kernels and waits for the GPU for each sequence;
     this is bit-equal.
     """
-    if any(options.values()):
-        raise ValueError(f"this rotary embedding has no {', '.join(options)}")
+    if wanted := [name for name, value in options.items() if value]:
+        raise ValueError(f"this rotary embedding has no {', '.join(wanted)}")
     width = angles.shape[-1]
     cos, sin = _turns(starts, angles, len(heads), mscale, heads.dtype)
     turned = heads if heads.shape[-1] == width else heads[..., :width]

@@ -70,8 +70,7 @@ def stop_profile(instance: Any, directory: str) -> list[Span]:  # noqa: ANN401
 
 
 def profiled_step(instance: Any, step: int, boxes: list[Any]) -> dict[str, Any]:  # noqa: ANN401
-    """One more train step of a Megatron rank: how long, how much of it the card had work, and on what most of it went.
-    """
+    """One more train step of a Megatron rank: how long it took, how long its kernels did together, and the longest."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -84,7 +83,7 @@ def profiled_step(instance: Any, step: int, boxes: list[Any]) -> dict[str, Any]:
     events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
     return {
         "wall_s": wall_s,
-        "busy_s": sum(event.self_device_time_total for event in events) / 1e6,
+        "kernels_s": sum(event.self_device_time_total for event in events) / 1e6,
         "kernels": sum(event.count for event in events),
         "most": [[event.key[:70], event.count, event.self_device_time_total / 1e6] for event in events[:14]],
     }

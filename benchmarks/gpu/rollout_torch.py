@@ -103,12 +103,16 @@ def measure(smoke: bool) -> Iterator[Paired]:
         )
         del ungrouped
         if has_kernels():
-            with patch.object(graph_decoding, "has_kernels", lambda: False):
-                plain = Unsynced(spec)
-                plain.generate(take())  # records its graph
-            yield paired(f"{name}: without / with Triton kernels, torch", bare(plain, groups, take),
-                         bare(engine, groups, take), pairs=pairs, note=note)
-            del plain
+            plain = Unsynced(spec)
+
+            def without() -> None:
+                with patch.object(graph_decoding, "has_kernels", lambda: False):
+                    bare(plain, groups, take)()
+
+            without()  # records its graph
+            yield paired(f"{name}: without / with Triton kernels, torch", without, bare(engine, groups, take),
+                         pairs=pairs, note=note)
+            del plain, without
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
             print(f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB in this process")

@@ -4,8 +4,9 @@
 
 A lane is a card and its stages, one after the other: `0:gpu_tests,rollout_torch`, or `0+1:links` for stages that take
 both; lanes run side by side. Each stage is a process of its own with a limit, and whatever it started ends with it; a
-failure ends its stage alone. Stages write their results to DIR/results.jsonl as they come, and all they say to
-DIR/cards-CARDS.log. `--list` names the stages. `--smoke` rehearses them, on machines without a card too.
+failure ends its stage alone. Stages write their results to DIR/results.jsonl as they come, those called slime_PART to
+DIR/slime/PART.json, and all they say to DIR/cards-CARDS.log. `--list` names the stages. `--smoke` rehearses them, on
+machines without a card too.
 
 What one call leaves to the next (SmolLM2's files, the learning curve's run) is in --scratch.
 """

@@ -44,6 +44,8 @@ SMALL = [
 """The bundled model on one GPU, over the reference preset."""
 APART = ("cluster.gpus_per_node=2", "cluster.colocate=false", "cluster.wait_timeout_s=90")
 """The engine on one of two cards and the trainer on the other."""
+ENGINE_MEMORY = 0.4
+"""Of a card that an engine has to itself: the bundled model needs little."""
 QUICK = ("--sglang-disable-prefill-cuda-graph", "--sglang-cuda-graph-max-bs-decode", "64")
 """Engines that start 15 to 25 s sooner, for parts that measure no speed."""
 Found = dict[str, Any]
@@ -182,7 +184,7 @@ def tensor_parallel() -> Found:
 
 def nccl() -> Found:
     """Two cards: engine on one, trainer on the other, weights broadcast through slime's updater."""
-    return _stack(APART, engine_memory=0.4, sglang_flags=_quick())
+    return _stack(APART, engine_memory=ENGINE_MEMORY, sglang_flags=_quick())
 
 
 def _stack(overrides: Sequence[str], **options: Any) -> Found:  # noqa: ANN401
