@@ -27,7 +27,8 @@ class SentTensors:
     """The trainer's word on what it sent."""
 
     hashes: Mapping[str, str]
-    """A checksum over every element of each tensor, by the name and in the shape it has in an engine on one GPU."""
+    """A checksum over every element of each tensor, by the name and in the shape it has in an engine on one GPU; of the
+    same kind as in the engines' HeldWeights."""
     num_bytes: int
 
 
@@ -64,22 +65,29 @@ class SlimeSync:
         started = time.perf_counter()
         has_new = self._register_successors()
         try:
-            self._push(weight_version)
+            self._sent, held = self._deliver(weight_version)
         except ActorFailed as error:
             if has_new and not isinstance(error, ActorDied):  # slime may fail to leave what it shared with the dead
                 raise ActorDied(f"the weights did not reach an engine that took a dead one's place: {error}") from error
             raise
-        self._verify(weight_version)
+        for engine, holds in zip(self._engines.actors, held, strict=True):
+            if complaint := _complaint(self._sent, holds, weight_version):
+                raise WeightMismatch(f"{engine.name} must hold the trainer's version {weight_version}; {complaint}")
         self._published = weight_version
         seconds = time.perf_counter() - started
         return SyncReport(weight_version, _crc(self._sent.hashes), self._sent.num_bytes, seconds)
 
-    def _push(self, weight_version: int) -> None:
+    def _deliver(self, weight_version: int) -> tuple[SentTensors, list[HeldWeights]]:
+        """Sends a version; returns what the trainer sent and what each engine holds then, which may be anything."""
         calls = [(rank.handle.push_weights.remote(weight_version), rank) for rank in self._ranks]
         self._wait(calls, f"to send weight version {weight_version}")
+        asked = [(rank.handle.sent_tensors.remote(), rank) for rank in self._ranks]
+        held = [(engine.handle.held_weights.remote(), engine) for engine in self._engines.actors]
+        answers = self._wait([*asked, *held], "for checksums of its weights")
+        return next(each for each in answers[: len(asked)] if each is not None), answers[len(asked) :]
 
-    def _wait(self, calls: Sequence[tuple[Any, Actor]], doing: str) -> None:
-        wait_for_all(calls, self._timeout_s, doing, watched=self._engines.actors)
+    def _wait(self, calls: Sequence[tuple[Any, Actor]], doing: str) -> list[Any]:
+        return wait_for_all(calls, self._timeout_s, doing, watched=self._engines.actors)
 
     def _register_successors(self) -> bool:
         """Whether there were any."""
@@ -104,20 +112,6 @@ class SlimeSync:
             else:
                 return engine
 
-    def _ask_sent(self) -> list[tuple[Any, Actor]]:
-        """Each rank's count of what it has sent."""
-        return [(rank.handle.sent_tensors.remote(), rank) for rank in self._ranks]
-
-    def _verify(self, weight_version: int) -> None:
-        """Compares what the engines hold with what the trainer has, element by element through their checksums."""
-        engines, sent = self._engines.actors, self._ask_sent()
-        held = [(engine.handle.held_weights.remote(), engine) for engine in engines]
-        answers = wait_for_all([*sent, *held], self._timeout_s, "for checksums of its weights", watched=engines)
-        self._sent = next(answer for answer in answers[: len(sent)] if answer is not None)
-        for engine, holds in zip(engines, answers[len(sent) :], strict=True):
-            if complaint := _complaint(self._sent, holds, weight_version):
-                raise WeightMismatch(f"{engine.name} must hold the trainer's version {weight_version}; {complaint}")
-
 
 class SlotSync(SlimeSync):
     """The same where each engine shares its card with a rank: through memory that both have open all the time.
@@ -133,19 +127,21 @@ class SlotSync(SlimeSync):
         """`of_ranks`, `of_engines`: the file that says how to open their card's memory, the same for both."""
         super().__init__(ranks, engines, registry, timeout_s)
         self._of_ranks, self._of_engines = of_ranks, of_engines
-        self._asked: list[tuple[Any, Actor]] = []
 
-    def _push(self, weight_version: int) -> None:
+    def _deliver(self, weight_version: int) -> tuple[SentTensors, list[HeldWeights]]:
+        sent = self._fill(weight_version)
+        return sent, self._take(weight_version)
+
+    def _fill(self, weight_version: int) -> SentTensors:
         files = zip(self._ranks, self._of_ranks, strict=True)
-        filled = [(rank.handle.fill_slot.remote(file), rank) for rank, file in files]
-        self._wait(filled, f"to write weight version {weight_version}")
-        self._asked = super()._ask_sent()  # ranks count while engines load
-        files = zip(self._engines.actors, self._of_engines, strict=True)
-        taken = [(engine.handle.take_slot.remote(weight_version, file), engine) for engine, file in files]
-        self._wait(taken, f"to load weight version {weight_version}")
+        calls = [(rank.handle.fill_slot.remote(file), rank) for rank, file in files]
+        sent: SentTensors = self._wait(calls, f"to write weight version {weight_version}")[0]
+        return sent
 
-    def _ask_sent(self) -> list[tuple[Any, Actor]]:
-        return self._asked
+    def _take(self, weight_version: int) -> list[HeldWeights]:
+        files = zip(self._engines.actors, self._of_engines, strict=True)
+        calls = [(engine.handle.take_slot.remote(weight_version, file), engine) for engine, file in files]
+        return self._wait(calls, f"to load weight version {weight_version}")
 
 
 def _complaint(sent: SentTensors, held: HeldWeights, weight_version: int) -> str:

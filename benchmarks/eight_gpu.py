@@ -76,10 +76,10 @@ class Layout:
 
 
 LAYOUTS = {
-    "colocated/megatron": Layout("megatron", True, 240),
+    "colocated/megatron": Layout("megatron", True, 200),
     "colocated/ours": Layout("torch", True, 95),
-    "colocated/persistent": Layout("megatron", True, 200, ("cluster.weight_path=slots",)),
-    "split/megatron": Layout("megatron", False, 200),
+    "colocated/persistent": Layout("megatron", True, 180, ("cluster.weight_path=slots",)),
+    "split/megatron": Layout("megatron", False, 190),
     "split/ours": Layout("torch", False, 95),
     "split/ahead": Layout("torch", False, 95, ("rollout.max_staleness=1",)),
 }

@@ -4,6 +4,7 @@ slime's trainers call its methods by name while weights are updated, so those st
 generation has a group of its own, and neither waits for the other.
 """
 
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ class HeldWeights:
     weight_version: int
     """NO_VERSION before the first sync."""
     hashes: tuple[dict[str, str], ...] = field(default=())
-    """By GPU: a checksum over every element of each of its tensors, by SGLang's name."""
+    """By GPU: a checksum over every element of each of its tensors, by SGLang's name: SGLang's own, or after
+    `take_slot` that of `weight_slots.hashes`."""
 
 
 class Generation:
@@ -94,12 +96,19 @@ class Generation:
         """
         return self._client.weight_version()
 
-    def take_slot(self, weight_version: int, file: Path) -> None:
-        """Has the server load what `fill_slot` of the rank on its card wrote; called while no request is in flight."""
+    def take_slot(self, weight_version: int, file: Path) -> HeldWeights:
+        """Has the server load what `fill_slot` of the rank on its card wrote, and says what it holds then.
+
+        Called while no request is in flight.
+        """
         slime: Any = self
+        report = file.with_suffix(f".held-{weight_version}")
         slime.update_weights_from_tensor(
-            [slot_message(file)], load_format=SLOT_LOADER, flush_cache=True, weight_version=str(weight_version)
+            [slot_message(file, report)], load_format=SLOT_LOADER, flush_cache=True, weight_version=str(weight_version)
         )
+        held = json.loads(report.read_text())
+        report.unlink()
+        return HeldWeights(self.weight_version(), (held,))
 
     def held_weights(self) -> HeldWeights:
         """Version and checksums as the server counts them now; raises ActorFailed if it does not."""

@@ -4,6 +4,7 @@ The only file that imports SGLang.
 """
 
 import base64
+import json
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.weight_slots import DeviceWeightSlots
+from actors.weight_slots import DeviceWeightSlots, hashes
 
 LOOK_S = 0.5
 """How often a server looks whether its actor is still there."""
@@ -98,19 +99,25 @@ def engine_tensors(chunk: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, T
         yield name, torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])]) if rows else tensor
 
 
-def slot_message(file: Path) -> str:
-    """What a server's rank is sent for `load_slot` to open `file`: SGLang takes named tensors, so an empty one."""
-    return base64.b64encode(ForkingPickler.dumps([(str(file), torch.empty(0))])).decode()
+def slot_message(file: Path, report: Path) -> str:
+    """What a server's rank is sent for `load_slot`: SGLang takes named tensors, so empty ones named after two files."""
+    return base64.b64encode(ForkingPickler.dumps([(str(each), torch.empty(0)) for each in (file, report)])).decode()
 
 
 def load_slot(model: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """SGLang's weight loader, called in its scheduler: from the trainer's memory on this card into the model's own."""
-    [(file, _)] = named_tensors
-    own = dict(model.named_parameters())
+    """SGLang's weight loader, called in its scheduler: from the trainer's memory on this card into the model's own.
+
+    What the model then holds is counted here and left in the second file: SGLang's own count takes a launch, a wait and
+    a line of JSON for each tensor.
+    """
+    (file, _), (report, _) = named_tensors
     sent = _opened(Path(file)).views(0)
+    every = dict(model.named_parameters())
+    own = {name: every[name] for name in sent}
     with torch.no_grad():
-        torch._foreach_copy_([own[name] for name in sent], list(sent.values()))
-    torch.cuda.synchronize()  # the trainer may write again as soon as this is answered
+        torch._foreach_copy_(list(own.values()), list(sent.values()))
+    held = hashes(own)  # waits for the copies too: the trainer may write again as soon as this is answered
+    Path(report).write_text(json.dumps(held))
 
 
 @cache

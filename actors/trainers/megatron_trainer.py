@@ -13,7 +13,7 @@ import torch
 
 from actors.engines.sglang_server import engine_tensors, tensor_hash
 from actors.slime_sync import SentTensors
-from actors.weight_slots import DeviceWeightSlots
+from actors.weight_slots import DeviceWeightSlots, hashes
 from rlhaiku.errors import RunFailed
 
 MEGATRON_DIRECTORY, HF_DIRECTORY = "megatron", "hf"
@@ -58,10 +58,11 @@ class Training:
         slime.weight_updater.weight_version = weight_version - 1  # slime counts up before it sends
         slime.update_weights()
 
-    def fill_slot(self, file: Path) -> None:
+    def fill_slot(self, file: Path) -> SentTensors:
         """Copies the weights, as engines hold them, into memory that an engine on this card has open, collective.
 
-        The first call takes that memory and leaves in `file` what the engine needs to open it.
+        The first call takes that memory and leaves in `file` what the engine needs to open it. Checksums are those of
+        `weight_slots.hashes`.
         """
         if self._slot is None:
             shapes = {name: tensor.shape for name, tensor in self._engine_tensors()}
@@ -70,16 +71,16 @@ class Training:
         with torch.no_grad():
             for name, tensor in self._engine_tensors():
                 views[name].copy_(tensor)
-        torch.cuda.synchronize()
+        return SentTensors(hashes(views), self._slot.num_bytes)  # waits for the copies too
 
     def sent_tensors(self) -> SentTensors | None:
-        """Checksums of the current weights as engines hold them, collective; None on all ranks but the first."""
-        hashes, num_bytes = {}, 0
-        for name, tensor in self._slot.views(0).items() if self._slot else self._engine_tensors():
-            hashes[name] = tensor_hash(tensor)
+        """SGLang's checksums of the current weights as engines hold them, collective; None but on the first rank."""
+        found, num_bytes = {}, 0
+        for name, tensor in self._engine_tensors():
+            found[name] = tensor_hash(tensor)
             num_bytes += tensor.nbytes
         slime: Any = self
-        return SentTensors(hashes, num_bytes) if slime.args.rank == 0 else None
+        return SentTensors(found, num_bytes) if slime.args.rank == 0 else None
 
     def save(self, directory: Path, step: int) -> None:
         """Writes `megatron/`, the whole training state, and `hf/` into an existing directory, collective."""

@@ -317,7 +317,7 @@ def speed_4_dp() -> Found:
     return _speed("4B", settings, engine_memory=0.22)
 
 
-def speed_4_nccl() -> Found:
+def sync_4_nccl() -> Found:
     """Two cards: only the sync of Qwen3-4B's shape, over NCCL."""
     return _sync_alone(APART)
 
@@ -500,7 +500,7 @@ PARTS: dict[str, tuple[Callable[[], Found], float]] = {
     "train": (train, 480), "recover": (recover, 480), "speed_06": (speed_06, 420), "speed_4": (speed_4, 560),
     "data_parallel": (data_parallel, 420), "tensor_parallel": (tensor_parallel, 420), "nccl": (nccl, 480),
     "recover_nccl": (recover_nccl, 560), "recover_update": (recover_update, 480), "speed_4_dp": (speed_4_dp, 560),
-    "speed_4_nccl": (speed_4_nccl, 480), "slots": (slots, 420), "sync_4": (sync_4, 420),
+    "sync_4_nccl": (sync_4_nccl, 480), "slots": (slots, 420), "sync_4": (sync_4, 420),
     "sync_4_slots": (sync_4_slots, 420),
 }
 DEFAULT = (

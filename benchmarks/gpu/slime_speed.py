@@ -2,10 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.slime_sync import SlotSync
 from actors.trainers.slime_shards import boxes, make_shards
 from actors.waiting import wait_for_all
 from benchmarks.gpu.inside import profiled_step
@@ -92,14 +93,22 @@ def _profiled_step(cast: Any, batch: Any) -> Found:  # noqa: ANN401
 
 
 def _sync_parts(cast: Any, weight_version: int) -> Found:  # noqa: ANN401
-    """How long sending takes, and how long checking it on either side does."""
-    sync, started = cast.roles.weight_sync, time.perf_counter()
-    sync._push(weight_version)
-    found = {"push": _since(started)}
-    for name, method, actors in (
-        ("trainer_checksums", "sent_tensors", sync._ranks), ("engine_checksums", "held_weights", sync._engines.actors)
-    ):
+    """How long it takes either side to hand weights over, and to count what it has where that is not part of it."""
+    sync = cast.roles.weight_sync
+
+    def asked(actors: Sequence[Any], method: str, *arguments: object) -> None:
+        wait_for_all([(getattr(each.handle, method).remote(*arguments), each) for each in actors], 120, method)
+
+    parts: dict[str, Callable[[], Any]] = {
+        "push": lambda: asked(sync._ranks, "push_weights", weight_version),
+        "trainer_checksums": lambda: asked(sync._ranks, "sent_tensors"),
+        "engine_checksums": lambda: asked(sync._engines.actors, "held_weights"),
+    }
+    if isinstance(sync, SlotSync):
+        parts = {"fill": lambda: sync._fill(weight_version), "take": lambda: sync._take(weight_version)}
+    found = {}
+    for name, part in parts.items():
         started = time.perf_counter()
-        wait_for_all([(getattr(each.handle, method).remote(), each) for each in actors], 120, name)
+        part()
         found[name] = _since(started)
     return found

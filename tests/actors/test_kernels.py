@@ -119,7 +119,7 @@ def test_draws_at_the_ends():
     kernel = pytest.importorskip("actors.engines.sample_kernel")
     logits = torch.full((2, 5000), -torch.inf, device=DEVICE)
     logits[:, 4200:4203] = torch.tensor([0.0, 2.0, 1.0], device=DEVICE)
-    tokens, logprobs = kernel.draw(logits, 1.0, torch.tensor([0.0, 1.0], dtype=torch.float64, device=DEVICE))
+    tokens, logprobs = kernel.draw(logits, 1.0, torch.tensor([0.0, 1.5], dtype=torch.float64, device=DEVICE))
     assert tokens.tolist() == [4200, 4201]
     assert torch.allclose(logprobs.cpu(), torch.tensor([0.0, 2.0, 1.0]).log_softmax(-1)[:2], atol=1e-6)
 

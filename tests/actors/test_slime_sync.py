@@ -67,10 +67,11 @@ class AsSglangAllows(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def test_a_server_is_sent_the_name_of_a_file_in_what_it_unpickles():
-    message = base64.b64decode(slot_message(Path("/dev/shm/card-3")))
-    [(name, tensor)] = AsSglangAllows(io.BytesIO(message)).load()
-    assert name == "/dev/shm/card-3" and tensor.numel() == 0
+def test_a_server_is_sent_the_names_of_two_files_in_what_it_unpickles():
+    message = base64.b64decode(slot_message(Path("/dev/shm/card-3"), Path("/dev/shm/card-3.held-7")))
+    named = AsSglangAllows(io.BytesIO(message)).load()
+    assert [name for name, _ in named] == ["/dev/shm/card-3", "/dev/shm/card-3.held-7"]
+    assert not any(tensor.numel() for _, tensor in named)
     module, _, function = SLOT_LOADER.rpartition(".")
     assert callable(getattr(importlib.import_module(module), function))
 
@@ -141,12 +142,12 @@ def test_what_fails_by_itself_is_a_failure(workers):
 
 @pytest.mark.parametrize(("has_new", "expected"), [(True, ActorDied), (False, ActorFailed)])
 def test_an_update_that_fails_after_a_replacement_ends_the_attempt_and_not_the_run(monkeypatch, has_new, expected):
-    def push(weight_version):
+    def deliver(weight_version):
         raise ActorFailed("trainer rank 0: ncclCommDestroy failed")
 
     sync = SlimeSync([], SimpleNamespace(actors=[]), None, 5.0)
     monkeypatch.setattr(sync, "_register_successors", lambda: has_new)
-    monkeypatch.setattr(sync, "_push", push)
+    monkeypatch.setattr(sync, "_deliver", deliver)
     with pytest.raises(ActorFailed, match="ncclCommDestroy failed") as raised:
         sync.publish(1)
     assert type(raised.value) is expected

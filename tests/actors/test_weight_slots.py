@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from actors.weight_slots import WeightSlots
+from actors.weight_slots import WeightSlots, hashes
 
 
 class Tied(nn.Module):
@@ -50,6 +54,25 @@ def test_checksum_notices_every_tensor(tmp_path):
         assert slots.checksum(0) != checksum
         view.flatten()[0] = kept
     assert slots.checksum(0) == checksum
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.sampled_from([(3,), (8, 4), (700, 3), (1, 4096)]), place=st.integers(0, 10**6), data=st.data())
+def test_hashes_notice_any_element_of_any_tensor(shape, place, data):
+    tensors = {name: torch.arange(math.prod(shape)).reshape(shape).bfloat16() for name in ("a", "b")}
+    before = hashes(tensors)
+    assert before["a"] == before["b"] and before == hashes({name: tensor.clone() for name, tensor in tensors.items()})
+    changed = tensors["b"].flatten().view(torch.int16)
+    place %= len(changed)
+    changed[place] ^= 1 << data.draw(st.integers(0, 15))  # a single bit
+    after = hashes(tensors)
+    assert after["a"] == before["a"] and after["b"] != before["b"]
+
+
+def test_hashes_notice_what_is_in_another_place():
+    rows = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    joined = [hashes({"qkv": torch.cat(parts)}) for parts in ((rows[:32], rows[32:]), (rows[32:], rows[:32]))]
+    assert joined[0]["qkv"] != joined[1]["qkv"]
 
 
 def test_a_model_in_the_only_slot_is_what_others_read(tmp_path):

@@ -3,6 +3,7 @@
 Without Ray: a handle here is a thread pool around an object. The server stands in, but really joins the group.
 """
 
+import json
 import socket
 import subprocess
 import sys
@@ -197,18 +198,19 @@ def test_memory_that_stays_open_holds_what_slime_would_send(updater, tmp_path, m
     """Through slime's own name maps; a mapped file stands in for the card's memory."""
     for module in (megatron_trainer, sglang_server):
         monkeypatch.setattr(module, "DeviceWeightSlots", CardMemory)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     trainer = megatron_trainer.Training()
     trainer.args, trainer.model, trainer.weight_updater, trainer._slot = updater.args, updater.model, updater, None
-    expected, file = exported(updater), tmp_path / "card-0"
-    trainer.fill_slot(file)
+    expected, file, report = exported(updater), tmp_path / "card-0", tmp_path / "held"
+    sent = trainer.fill_slot(file)
     own = {name: torch.zeros_like(tensor) for name, tensor in CardMemory.open(file).views(0).items()}
     engine = SimpleNamespace(named_parameters=own.items)
     for _ in range(2):
-        sglang_server.load_slot(engine, [(str(file), torch.empty(0))])
+        sglang_server.load_slot(engine, [(str(each), torch.empty(0)) for each in (file, report)])
+        assert json.loads(report.read_text()) == sent.hashes
         assert {name: checksum(tensor) for name, tensor in own.items()} == expected and len(expected) == 8
         for _, weight in updater.model[0].named_parameters():
             weight.data += 1
         assert exported(updater) != expected
-        trainer.fill_slot(file)
+        before, sent = sent, trainer.fill_slot(file)
+        assert all(sent.hashes[name] != value for name, value in before.hashes.items())
         expected = exported(updater)

@@ -23,4 +23,3 @@ class CardMemory(DeviceWeightSlots):
 def pretend(module):
     """Lets a module of ours take this for a card's memory."""
     module.DeviceWeightSlots = CardMemory
-    torch.cuda.synchronize = lambda: None
