@@ -19,8 +19,8 @@ MAX_POEMS = 512
 JUDGED_CALLS = 8
 """At once for a worker that mostly waits for the judge."""
 INLINE_BELOW = 2048
-"""Poems; fewer are scored in this process: on two cores that also run Ray, carrying them to workers does not reliably
-pay earlier (benchmarks/reward_pool.py)."""
+"""Poems; fewer are scored in this process, where that is allowed: on two cores that also run Ray, carrying them to
+workers does not reliably pay earlier (benchmarks/reward_pool.py)."""
 STATUS_TIMEOUT_S = 10.0
 
 T = TypeVar("T")
@@ -30,15 +30,16 @@ class RewardPool:
     """The Rewards of a run."""
 
     def __init__(
-        self, workers: Crew, events: RayEvents, has_judge: bool = False, inline: RewardWorker | None = None
-    ) -> None:
+        self, workers: Crew, events: RayEvents, has_judge: bool = False, inline: RewardWorker | None = None,
+        inline_below: int = INLINE_BELOW,
+    ) -> None:  # fmt: skip
         """`workers`: `RewardWorker` actors.
 
-        Workers with a judge take several calls at once, since they mostly wait. With `inline`, small submissions are
-        scored in this process: a Ray call would take longer.
+        Workers with a judge take several calls at once, since they mostly wait. With `inline`, submissions of
+        fewer than `inline_below` poems are scored in this process: a Ray call would take longer.
         """
         self._workers, self._events = workers, events
-        self._has_judge, self._inline = has_judge, inline
+        self._has_judge, self._inline, self._inline_below = has_judge, inline, inline_below
         self._calls_per_worker = JUDGED_CALLS if has_judge else 1
         self._waiting: deque[Group] = deque()
         self._in_flight = [0] * len(workers)
@@ -46,7 +47,7 @@ class RewardPool:
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queues groups to score."""
-        if self._inline and _num_poems(groups) < INLINE_BELOW:
+        if self._inline and _num_poems(groups) < self._inline_below:
             poems = [(group.prompt, completion.text) for group in groups for completion in group.completions]
             self._events.deliver(_scored(groups, self._inline.rewards_now(poems)))
             return

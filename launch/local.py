@@ -10,7 +10,6 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from actors.crew import CrewWatcher
-from actors.reward_pool import INLINE_BELOW
 from actors.reward_worker import RewardFn, RewardSpec
 from launch.attempts import Attempts, open_ledger
 from launch.checks import check_run, data_directory, resolve_model
@@ -19,7 +18,7 @@ from launch.inputs import Inputs
 from launch.placement import GpuPlacement, Placement
 from launch.ray_runtime import local_ray
 from launch.report import try_report
-from launch.rewards import as_run, may_score_inline, reward_spec
+from launch.rewards import as_run, inline_below, reward_spec
 from launch.start import Cast, start_actors
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.config import RunConfig, write_config
@@ -88,9 +87,7 @@ def run(
         inputs.check_resumable(ledger.last_fingerprint())
         write_config(config, directory / "config.toml")
         console = stack.enter_context(ConsoleReporter(config, directory, spec.judge, hooks.resume_with))
-        console.header(
-            placement.describe(), len(prompts), len(eval_prompts), INLINE_BELOW if may_score_inline(spec) else 0
-        )
+        console.header(placement.describe(), len(prompts), len(eval_prompts), inline_below(spec))
         stack.enter_context(local_ray(placement.total_cpus, placement.num_gpus))
         is_asked = stack.enter_context(_stop_on_signal(console))
         around = Surroundings(

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from actors.reward_pool import INLINE_BELOW
 from actors.reward_worker import RewardFn, RewardSpec
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import BadInput
@@ -14,6 +15,9 @@ from rlhaiku.haiku.reward import HaikuReward
 from rlhaiku.judge import JudgeSettings, as_rubric, from_environment, load_rubric
 
 HAIKU = "haiku"
+FEW_CORES, INLINE_BELOW_ON_MANY = 4, 64
+"""Where workers have cores of their own, an engine's tile is worth carrying to them: on 32 cores 1024 poems scored by
+the coordinator held a step up for 0.28 s."""
 OWN = "own:"
 """Marks, in a run's `config.toml`, a function or rubric that came from Python and that nobody else can import."""
 
@@ -80,10 +84,15 @@ def from_python(config: RunConfig) -> dict[str, str]:
     return {argument: name.removeprefix(OWN) for argument, name in named if name.startswith(OWN)}
 
 
-def may_score_inline(spec: RewardSpec) -> bool:
-    """Whether the reward is known to be quick enough for the coordinator's own process: ours, without a judge."""
+def inline_below(spec: RewardSpec, cores: int | None = None) -> int:
+    """Poems; fewer at once are scored in the coordinator's own process.
+
+    None, unless the reward is known to be quick: ours, without a judge. `cores`: of the machine, by default this one.
+    """
     is_ours = all(isinstance(function, HaikuReward) for function, _ in spec.functions)
-    return spec.inline and spec.judge is None and is_ours
+    if not spec.inline or spec.judge is not None or not is_ours:
+        return 0
+    return INLINE_BELOW if (cores or os.cpu_count() or 1) <= FEW_CORES else INLINE_BELOW_ON_MANY
 
 
 def judge_settings(config: RunConfig, directory: Path | None) -> JudgeSettings | None:

@@ -26,7 +26,7 @@ from actors.weight_slots import shared_directory
 from actors.weight_sync import SharedMemorySync
 from launch.checks import resolve_model
 from launch.placement import Placement, count_slots
-from launch.rewards import may_score_inline
+from launch.rewards import inline_below
 from rlhaiku.config import RunConfig
 from rlhaiku.roles import Roles
 
@@ -59,7 +59,8 @@ def start_actors(
         trainer = Actor("the trainer", spawn.rank(0))
         others = [Actor(f"trainer rank {r}", spawn.rank(r)) for r in range(1, len(placement.rank_bundles))]
         events = RayEvents(timeout_s, config.judge.give_up_s)
-        inline = RewardWorker(reward) if may_score_inline(reward) else None
+        below = inline_below(reward)
+        inline = RewardWorker(reward) if below else None
 
         def everybody() -> list[Actor]:
             return [*engines.actors, trainer, *others, *workers.actors, *spawn.relays]
@@ -71,7 +72,7 @@ def start_actors(
             connect(spawn.relays, timeout_s)
             roles = Roles(
                 rollouts=RolloutPool(engines, config.rollout.tile_groups, events),
-                rewards=RewardPool(workers, events, reward.judge is not None, inline),
+                rewards=RewardPool(workers, events, reward.judge is not None, inline, below),
                 trainer=TrainerGroup(trainer, events, timeout_s, others),
                 weight_sync=SharedMemorySync(trainer, engines, spawn.published, timeout_s, spawn.relays, others),
                 events=events,

@@ -34,7 +34,7 @@ from actors.weight_slots import shared_directory
 from launch.checks import gpu_memory_bytes, resolve_model
 from launch.estimates import engine_share, model_shape
 from launch.placement import GpuPlacement
-from launch.rewards import may_score_inline
+from launch.rewards import inline_below
 from launch.start import Cast
 from rlhaiku.config import RunConfig
 from rlhaiku.roles import Roles
@@ -107,10 +107,11 @@ def start_slime_actors(
             sync = SlotSync(ranks, engines, registry, timeout_s, of_ranks, of_engines)
         sync.before_publish = rollouts.drain
         rollouts.hold_successors(sync.renew)
-        inline = RewardWorker(reward) if may_score_inline(reward) else None
+        below = inline_below(reward)
+        inline = RewardWorker(reward) if below else None
         roles = Roles(
             rollouts=rollouts,
-            rewards=RewardPool(workers, events, reward.judge is not None, inline),
+            rewards=RewardPool(workers, events, reward.judge is not None, inline, below),
             trainer=MegatronGroup(ranks, args, layout, events, timeout_s),
             weight_sync=sync,
             events=events,

@@ -5,6 +5,7 @@ gradients are added up over the ranks in fp32, each rank keeping its part. All r
 are collective; each forwards groups of its own.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,8 @@ from rlhaiku.packing import Pack
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BUCKET_ELEMENTS = 2**28
+"""Of all ranks together, in one exchange of weights on their way to engines."""
 BY_ROWS = [Shard(0)]
 """How FSDP2 cuts a tensor: by rows, as evenly as they go."""
 
@@ -68,8 +71,25 @@ class ShardedPolicy(Policy):
 
     @torch.no_grad()
     def outgoing(self) -> Iterable[tuple[str, Tensor]]:
-        """Every parameter, whole, as engines take it."""
-        return [(name, _whole(weight.to(self._dtype))) for name, weight in self.weights.items()]
+        """Every parameter, whole, as engines take it; on the first rank, the others only take part."""
+        return [named for named in self._gathered() if self.rank == 0]
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter from all ranks' rows, many in one exchange, since each costs more than its bytes."""
+        for bucket in _buckets(self.weights, self.num_ranks):
+            own = torch.cat([self._part(weight) for weight in bucket.values()])
+            every = own.new_empty(self.num_ranks * len(own))
+            dist.all_gather_into_tensor(every, own)
+            sizes = [_part_size(weight, self.num_ranks) for weight in bucket.values()]
+            parts = torch.split(every.view(self.num_ranks, -1), sizes, dim=1)
+            for (name, weight), part in zip(bucket.items(), parts, strict=True):
+                yield name, part.reshape(-1, *weight.shape[1:])[: weight.shape[0]]
+
+    def _part(self, weight: Tensor) -> Tensor:
+        """This rank's rows, flat, as engines take them; filled up where the rows do not go evenly."""
+        assert isinstance(weight, DTensor)
+        rows = weight.to_local().flatten().to(self._dtype)
+        return nn.functional.pad(rows, (0, _part_size(weight, self.num_ranks) - len(rows)))
 
     @torch.no_grad()
     def whole(self, state: Any) -> Any:  # noqa: ANN401  (dicts and lists of tensors)
@@ -156,6 +176,19 @@ def _needing_others(rank: int) -> Iterator[None]:
         raise ActorDied(f"trainer rank {rank} needs the others: {said}") from None
 
 
-def _whole(weight: Tensor) -> Tensor:
-    assert isinstance(weight, DTensor)
-    return weight.full_tensor()
+def _part_size(weight: Tensor, ranks: int) -> int:
+    """Elements of the largest rank's rows."""
+    return -(-weight.shape[0] // ranks) * math.prod(weight.shape[1:])
+
+
+def _buckets(weights: Mapping[str, Tensor], ranks: int) -> Iterator[Mapping[str, Tensor]]:
+    """Weights in their order, as many together as one exchange has room for, and at least one."""
+    bucket: dict[str, Tensor] = {}
+    elements = 0
+    for name, weight in weights.items():
+        if bucket and elements + _part_size(weight, ranks) > BUCKET_ELEMENTS // ranks:
+            yield bucket
+            bucket, elements = {}, 0
+        bucket[name] = weight
+        elements += _part_size(weight, ranks)
+    yield bucket

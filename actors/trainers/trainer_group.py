@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 from actors.actor import Actor
 from actors.waiting import RayEvents, wait_for_all
 from rlhaiku.events import StepTrained
@@ -20,8 +22,9 @@ class TrainerGroup:
     def submit(self, batch: TrainBatch) -> None:
         """Starts one train step on all ranks."""
         self._busy = len(self._ranks)
+        sent = ray.put(batch)  # once, not for every rank
         for rank in self._ranks:
-            self._events.expect(rank.handle.train_step.remote(batch), rank, f"train step {batch.step}", self._finish)
+            self._events.expect(rank.handle.train_step.remote(sent), rank, f"train step {batch.step}", self._finish)
 
     def save(self, directory: Path) -> None:
         """Writes the training state and `hf/` into an existing directory."""

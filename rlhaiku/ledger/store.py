@@ -15,7 +15,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -34,6 +34,9 @@ RESTORE = (
     "Move it away together with its -wal and -shm files; then copy the ledger.sqlite of the newest checkpoint into its "
     "place, or go on without the history."
 )
+CHECKPOINT_PAGES = 16_384
+"""Of 4 KiB, in the write-ahead log when SQLite moves them into the file by itself, waiting for the disk: its own 1000
+are a few steps of the reference run. `backup` moves them too, at every checkpoint of a run."""
 BUSY_TIMEOUT_S = 10.0
 """How long to wait for somebody who locks the file by hand; readers never do."""
 
@@ -243,23 +246,29 @@ class Ledger:
         ]
         self._db.executemany(_CLAIM, rows)
 
-    def _generated(self, groups: Iterable[Group]) -> None:
+    def _generated(self, groups: Sequence[Group]) -> None:
         for group in groups:
             self._advance(group.key, "generated")
-            self._insert(group)
+        self._insert(groups)
 
-    def _scored(self, groups: Iterable[ScoredGroup]) -> None:
+    def _scored(self, groups: Sequence[ScoredGroup]) -> None:
         for scored in groups:
             self._advance(scored.key, "scored")
-            self._insert(scored.group)
-            identities = ((scored.key.claim, self._attempt, i) for i in range(len(scored.rewards)))
-            rewards = map(reward_row, scored.rewards)
-            self._db.executemany(_SCORE, [(*row, *which) for row, which in zip(rewards, identities, strict=True)])
+        rows = [
+            (*reward_row(reward), scored.key.claim, self._attempt, i)
+            for scored in groups
+            for i, reward in enumerate(scored.rewards)
+        ]
+        if self._db.executemany(_SCORE, rows).rowcount < len(rows):  # some were recalled, and are not there yet
+            self._insert([scored.group for scored in groups])
+            self._db.executemany(_SCORE, rows)
 
-    def _insert(self, group: Group) -> None:
+    def _insert(self, groups: Sequence[Group]) -> None:
         """Stores the completions, unless they are there already."""
-        rows = [(group.key.claim, self._attempt, i, *completion_row(c)) for i, c in enumerate(group.completions)]
-        self._db.executemany(_GENERATE, rows)
+        self._db.executemany(_GENERATE, [
+            (group.key.claim, self._attempt, i, *completion_row(completion))
+            for group in groups for i, completion in enumerate(group.completions)
+        ])  # fmt: skip
 
     def _advance(self, key: GroupKey, status: str, step: int | None = None, reason: str | None = None) -> None:
         """Moves one group on; refuses to do anything twice or out of turn."""
@@ -390,6 +399,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     if (mode := db.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
         raise LedgerUnusable("a ledger must lie on a local disk, for SQLite's WAL", f"{path}: {mode}", "Move it there.")
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     if is_new:
         stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
         db.executescript(f"BEGIN; {TABLES} {stamp} COMMIT;")

@@ -1,14 +1,18 @@
 """Two ranks that share one model, over gloo, against one that has it alone: no Ray, two processes for all tests."""
 
+import math
 import multiprocessing
 import os
 import traceback
 from dataclasses import replace
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from actors.trainers import sharded_policy
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.weight_slots import WeightSlots
 from rlhaiku.batching import make_batch
@@ -65,6 +69,14 @@ class Rank:
         moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
         kept = [[getattr(tensor, "_local_tensor", tensor) for tensor in each] for each in (weights, moments)]
         return [sum(tensor.untyped_storage().nbytes() for tensor in each) for each in kept]
+
+    def gathered(self, shapes, bucket_elements):
+        """Tensors of these shapes, after they were cut among the ranks, in exchanges of so many elements."""
+        policy = self.trainer._policy
+        whole = {str(shape): torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) for shape in shapes}
+        weights = policy.share({name: tensor.to(policy._device) for name, tensor in whole.items()})
+        with patch.object(sharded_policy, "BUCKET_ELEMENTS", bucket_elements), patch.object(policy, "weights", weights):
+            return {name: tensor.float().cpu().numpy() for name, tensor in policy.outgoing()}
 
     def __getattr__(self, name):
         return getattr(self.trainer, name)
@@ -217,6 +229,15 @@ def test_weights_go_out_whole_from_rank_0(make_pair, make_alone, tmp_path):
     assert slots.checksum(1) == sent.checksum != first[0].checksum
     weights = pair.ask("weights")
     assert all(torch.equal(view, weights[name]) for name, view in slots.views(1).items())
+
+
+@pytest.mark.parametrize("bucket_elements", [1, 40, 10**6])
+def test_rows_that_do_not_go_evenly_arrive_whole_and_in_their_places(make_pair, bucket_elements):
+    shapes = [(5, 3), (1, 4), (7,), (4, 2, 3), (2, 2), (3,)]
+    first, second = make_pair().ask_both("gathered", *[(shapes, bucket_elements)] * RANKS)
+    assert list(first) == [str(shape) for shape in shapes] and not second
+    for shape, found in zip(shapes, first.values(), strict=True):
+        assert (found == np.arange(math.prod(shape)).reshape(shape)).all()
 
 
 def test_a_checkpoint_is_the_same_for_any_number_of_ranks(make_pair, make_alone, tmp_path):

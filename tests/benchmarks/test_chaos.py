@@ -55,9 +55,9 @@ def test_a_group_trained_twice_or_never_shows(tmp_path, monkeypatch):
 
 
 def test_its_workers_do_score():
-    from launch.rewards import may_score_inline, reward_spec
+    from launch.rewards import inline_below, reward_spec
 
     overrides = [part for part in chaos._settings() if part != "--set"]
     config = load_config("laptop", overrides)
     assert config_from_dict(config.model_dump()).reward.functions == {"benchmarks.chaos:slow_haiku": 1.0}
-    assert not may_score_inline(reward_spec(config, None, None, chaos.Path()))
+    assert not inline_below(reward_spec(config, None, None, chaos.Path()))

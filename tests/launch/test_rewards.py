@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch.rewards import reward_spec
+from launch.rewards import inline_below, reward_spec
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.reward import HaikuReward
@@ -113,3 +113,10 @@ def test_a_module_in_the_working_directory_is_found_here_and_by_actors(here):
 def test_what_cannot_be_imported_is_bad_input(here, name):
     with pytest.raises(BadInput, match=r"reward\.functions"):
         reward_spec(load_config("laptop", [f'reward.functions={{"{name}" = 1.0}}']), None, None, here)
+
+
+def test_where_workers_have_cores_of_their_own_they_score_more(make, monkeypatch):
+    assert inline_below(make(), cores=2) == 0, "a judge is waited for elsewhere"
+    monkeypatch.delenv("LLM_JUDGE_URL")
+    assert inline_below(make(), cores=2) == 2048 and inline_below(make(), cores=32) == 64
+    assert inline_below(make(reward=length), cores=2) == 0, "nobody knows how long somebody's function takes"
