@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from actors.actor import Actor
 from actors.crew import Crew
-from actors.reward_worker import RewardTable, RewardWorker, merge_stats
+from actors.reward_worker import INLINE_BELOW, RewardTable, RewardWorker, merge_stats
 from actors.waiting import RayEvents, wait_for
 from rlhaiku.errors import ActorDied, ActorFailed, WaitTimeout
 from rlhaiku.events import GroupsScored, RoleEvent
@@ -18,9 +18,6 @@ MAX_POEMS = 512
 """Per call: large enough that the call costs nothing, small enough that several workers share a step."""
 JUDGED_CALLS = 8
 """At once for a worker that mostly waits for the judge."""
-INLINE_BELOW = 2048
-"""Poems; fewer are scored in this process, where that is allowed: on two cores that also run Ray, carrying them to
-workers does not reliably pay earlier (benchmarks/reward_pool.py)."""
 STATUS_TIMEOUT_S = 10.0
 
 T = TypeVar("T")

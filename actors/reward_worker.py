@@ -72,6 +72,9 @@ class RewardTable:
 
 
 _NOTHING = Scored(0.0)
+INLINE_BELOW = 2048
+"""Poems; fewer are scored in the driver's process, where that is allowed: on two cores that also run Ray, carrying them
+to workers does not reliably pay earlier (benchmarks/reward_pool.py)."""
 MOST_LEFT_BEHIND = 8
 """Threads that hang in a user's function before a worker ends itself, and another starts in its place."""
 

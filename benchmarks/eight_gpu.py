@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -376,7 +377,8 @@ def _slots(configs: Sequence[RunConfig]) -> int:
 
 def _plan(config: RunConfig, gpus: int) -> Plan:
     kind = "H200" if gpu_memory_bytes() > 100e9 else "H100"
-    return make_plan(config, Resources(gpu=f"{kind}:{gpus}"))
+    has_te = find_spec("transformer_engine") is not None
+    return make_plan(config, Resources(gpu=f"{kind}:{gpus}"), has_te=has_te)
 
 
 def _wait_for_quiet(before: Sequence[float], limit_s: float) -> None:

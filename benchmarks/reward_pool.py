@@ -15,8 +15,8 @@ from random import Random
 import ray
 
 from actors.crew import Crew
-from actors.reward_pool import INLINE_BELOW, RewardPool
-from actors.reward_worker import RewardSpec, RewardWorker
+from actors.reward_pool import RewardPool
+from actors.reward_worker import INLINE_BELOW, RewardSpec, RewardWorker
 from actors.waiting import RayEvents
 from benchmarks.measure import Paired, begin, paired, parser
 from launch.pretrain.verse import Verse

@@ -41,12 +41,17 @@ LOGIT_BYTES, SLIME_LOGIT_BYTES = 10.0, 14.0
 """Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient; slime also keeps the softmax."""
 CHUNKED_LOGITS_BYTES = 2.0**30
 """The torch trainer's limit of fp32 logits at once, `LOGITS_BYTES` of actors/trainers/forward.py."""
-EAGER_FACTOR = 2.0
-"""What transformers' layers keep over Megatron's fused ones: norms in fp32, repeated keys, an unfused MLP."""
+EAGER_FACTOR, PLAIN_FACTOR = 2.0, 1.5
+"""What transformers' layers keep over Megatron's fused ones: norms in fp32, repeated keys, an unfused MLP. And
+Megatron's own without Transformer Engine: in Qwen3-4B's shape with 4096 tokens 24 GB, as a rank that ran out of memory
+in its loss showed."""
 VLLM_KV_BYTES = 16 * 2.0**30
 """Most that the vLLM engine's cache takes, `KV_BYTES` of actors/engines/vllm_engine.py."""
 OF_WHAT_IS_LEFT, ALONE = 0.8, 0.85
-"""Preallocated by SGLang: of what a trainer leaves of a shared card, and of a card of its own."""
+"""Preallocated by SGLang: at most of what a trainer leaves of a shared card, and of a card of its own."""
+CACHES = 2.0
+"""What SGLang takes of a shared card for keys and values, over what its completions can need at their longest: the
+trainer's allocator has better use for the rest. With too little of it a step took 24 s instead of 6."""
 MOST, LEAST = 0.4, 0.1
 
 
@@ -137,9 +142,12 @@ def model_shape(model: str) -> ModelShape:
         raise BadInput("a plan needs the model's sizes", f"no {missing} in {file}", "Name a Qwen3-like one.") from None
 
 
-def kv_cache_bytes(shape: ModelShape, completions: int, max_tokens: int) -> float:
-    """What an engine needs to hold B completions at their longest: B (P + max_tokens) keys and values."""
-    return completions * (PROMPT_TOKENS + max_tokens) * float(shape.kv_bytes_per_token)
+def kv_cache_bytes(shape: ModelShape, completions: int, max_tokens: int, sharing: int = 1) -> float:
+    """What an engine needs to hold B completions at their longest: B (P + max_tokens) keys and values.
+
+    `sharing`: completions that have their prompt's between them.
+    """
+    return completions * (PROMPT_TOKENS / sharing + max_tokens) * float(shape.kv_bytes_per_token)
 
 
 def trainer_bytes(
@@ -170,8 +178,11 @@ def logits_bytes(shape: ModelShape, tokens: int, is_chunked: bool) -> float:
     return tokens * shape.vocab * SLIME_LOGIT_BYTES
 
 
-def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int) -> dict[str, float]:
-    """Everything a trainer rank has on its card at its fullest moment, by what it is."""
+def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int, has_te: bool = True) -> dict[str, float]:
+    """Everything a trainer rank has on its card at its fullest moment, by what it is.
+
+    `has_te`: whether Megatron's layers are Transformer Engine's, as in the pinned image.
+    """
     rollout, trainer = config.rollout, config.trainer
     is_torch = trainer.backend == "torch"
     in_a_row = rollout.group_size if is_torch and trainer.shared_prompt else 1
@@ -183,20 +194,24 @@ def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int) -> dict
         parts["weight slots"] = 2.0 * shape.parameters * (slots if max(slots, ranks) > 1 else 0)
     elif config.cluster.weight_path == "slots":  # the engine's tensors as one rank writes them for its card
         parts["weight slots"] = 2.0 * shape.parameters
-    parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, EAGER_FACTOR if is_torch else 1.0)
+    factor = EAGER_FACTOR if is_torch else 1.0 if has_te else PLAIN_FACTOR
+    parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, factor)
     parts["logits"] = logits_bytes(shape, tokens, is_torch)
     return parts | {"trainer process": PROCESS_BYTES}
 
 
 def engine_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     """Everything an engine needs on its card, its cache for as many completions as it draws at once."""
-    at_once = -(-config.rollout.groups_per_step * config.rollout.group_size // config.rollout.num_engines)
-    longest = max(config.rollout.max_tokens, config.evaluation.max_tokens)
-    return {
-        "engine weights": 2.0 * shape.parameters / config.rollout.gpus_per_engine,
-        "engine KV cache": kv_cache_bytes(shape, at_once, longest) / config.rollout.gpus_per_engine,
+    rollout, is_torch = config.rollout, config.rollout.engine == "torch"
+    at_once = -(-rollout.groups_per_step * rollout.group_size // rollout.num_engines)
+    longest = max(rollout.max_tokens, config.evaluation.max_tokens)
+    cache = kv_cache_bytes(shape, at_once, longest, rollout.group_size if is_torch else 1)
+    parts = {
+        "engine weights": 2.0 * shape.parameters / rollout.gpus_per_engine,
+        "engine KV cache": cache / rollout.gpus_per_engine,
         "engine process": PROCESS_BYTES + ENGINE_BUFFER_BYTES,
     }
+    return parts | ({"engine logits": at_once * shape.vocab * LOGIT_BYTES} if is_torch else {})
 
 
 def relay_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
@@ -204,22 +219,30 @@ def relay_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     return {"weight slots": 2.0 * shape.parameters * count_slots(config), "relay process": PROCESS_BYTES}
 
 
-def engine_share(config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float) -> float:
-    """Share of a card that SGLang takes at its start for weights and cache: what a trainer leaves, with some room."""
+def engine_share(
+    config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float, has_te: bool = True
+) -> float:
+    """Share of a card that SGLang takes at its start for weights and cache: what it needs, if a trainer leaves it."""
     if not config.cluster.colocate:
         return ALONE
-    taken = sum(trainer_card_bytes(config, shape, ranks).values()) + PROCESS_BYTES + ENGINE_BUFFER_BYTES
-    return round(min(MOST, max(LEAST, OF_WHAT_IS_LEFT * (1 - taken / memory_bytes))), 3)
+    engine = engine_card_bytes(config, shape)
+    taken = sum(trainer_card_bytes(config, shape, ranks, has_te).values()) + engine["engine process"]
+    needed = engine["engine weights"] + CACHES * engine["engine KV cache"]
+    share = min(OF_WHAT_IS_LEFT * (1 - taken / memory_bytes), needed / memory_bytes)
+    return round(min(MOST, max(LEAST, share)), 3)
 
 
-def preallocated_kv_bytes(config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float) -> float:
+def preallocated_kv_bytes(
+    config: RunConfig, shape: ModelShape, ranks: int, memory_bytes: float, has_te: bool = True
+) -> float:
     """The cache as an engine really takes it at its start; below 0 if its weights alone are more than its share."""
     rollout, evaluation = config.rollout, config.evaluation
     if rollout.engine == "sglang":
         weights = 2.0 * shape.parameters / rollout.gpus_per_engine
-        return engine_share(config, shape, ranks, memory_bytes) * memory_bytes - weights
+        return engine_share(config, shape, ranks, memory_bytes, has_te) * memory_bytes - weights
     at_once = rollout.tile_groups * max(rollout.group_size, evaluation.samples_per_prompt)
-    needed = kv_cache_bytes(shape, at_once, max(rollout.max_tokens, evaluation.max_tokens))
+    sharing = rollout.group_size if rollout.engine == "torch" else 1
+    needed = kv_cache_bytes(shape, at_once, max(rollout.max_tokens, evaluation.max_tokens), sharing)
     return min(VLLM_KV_BYTES, needed) if rollout.engine == "vllm" else needed
 
 

@@ -121,17 +121,22 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, resources: Resources, price: float = H100_PRICE) -> Plan:
-    """Plans a run; raises BadInput only where nothing can be said at all, e.g. of a model that is nowhere."""
+def make_plan(
+    config: RunConfig, resources: Resources, price: float = H100_PRICE, has_te: bool = True
+) -> Plan:
+    """Plans a run; raises BadInput only where nothing can be said at all, e.g. of a model that is nowhere.
+
+    `has_te`: whether Megatron will have Transformer Engine, as it has in the pinned image.
+    """
     shape = _shape(config, resources)
     num_gpus = config.cluster.num_nodes * config.cluster.gpus_per_node
     gpu = GPUS.get(_gpu_type(resources), GPUS["H100"])
-    gpus = _place(config, shape, gpu, num_gpus)
+    gpus = _place(config, shape, gpu, num_gpus, has_te)
     seconds = _predict(config, shape, gpu, num_gpus) if shape and num_gpus else {}
     hours = _run_hours(config, seconds) if seconds else 0.0
     ranks = max(1, _ranks(config, num_gpus))
     is_sglang = config.rollout.engine == "sglang"
-    share = engine_share(config, shape, ranks, gpu.memory_bytes) if shape and is_sglang else 0.0
+    share = engine_share(config, shape, ranks, gpu.memory_bytes, has_te) if shape and is_sglang else 0.0
     secrets = (*resources.named_secrets, *local_secrets())
     return Plan(
         config, resources, secrets, shape.parameters if shape else 0, gpus, tuple(_cpu_actors(config)),
@@ -188,14 +193,14 @@ def _cards(config: RunConfig, num_gpus: int) -> tuple[dict[int, list[int]], dict
     )
 
 
-def _place(config: RunConfig, shape: ModelShape | None, gpu: Gpu, num_gpus: int) -> tuple[GpuPlan, ...]:
+def _place(config: RunConfig, shape: ModelShape | None, gpu: Gpu, num_gpus: int, has_te: bool) -> tuple[GpuPlan, ...]:
     """Who is on each card, and what it needs there."""
     engines, ranks = _cards(config, num_gpus)
     num_ranks, per_node = max(1, len(ranks)), config.cluster.gpus_per_node
     engine = engine_card_bytes(config, shape) if shape else {}
-    trainer = trainer_card_bytes(config, shape, num_ranks) if shape else {}
+    trainer = trainer_card_bytes(config, shape, num_ranks, has_te) if shape else {}
     relay = relay_card_bytes(config, shape) if shape else {}
-    cache = preallocated_kv_bytes(config, shape, num_ranks, gpu.memory_bytes) if shape else 0.0
+    cache = preallocated_kv_bytes(config, shape, num_ranks, gpu.memory_bytes, has_te) if shape else 0.0
     source = next(iter(ranks), 0)
     plans = []
     for index in range(num_gpus):

@@ -7,8 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from actors.reward_pool import INLINE_BELOW
-from actors.reward_worker import RewardFn, RewardSpec
+from actors.reward_worker import INLINE_BELOW, RewardFn, RewardSpec
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.reward import HaikuReward

@@ -136,15 +136,15 @@ def slime_args(config: RunConfig, placement: GpuPlacement, options: SlimeOptions
         gpus_per_engine=placement.gpus_per_engine,
         tensor_parallel=config.trainer.tensor_parallel,
         has_transformer_engine=has_te,
-        engine_memory=options.engine_memory or _engine_memory(config, len(placement.rank_gpus)),
+        engine_memory=options.engine_memory or _engine_memory(config, len(placement.rank_gpus), has_te),
         sglang_flags=flags,
     )
     return slime_arguments(config, _local_model(config.model.path), run)
 
 
-def _engine_memory(config: RunConfig, num_ranks: int) -> float:
+def _engine_memory(config: RunConfig, num_ranks: int, has_te: bool) -> float:
     """As `rlhaiku plan` has it, of the card that is really there."""
-    return engine_share(config, model_shape(_local_model(config.model.path)), num_ranks, gpu_memory_bytes())
+    return engine_share(config, model_shape(_local_model(config.model.path)), num_ranks, gpu_memory_bytes(), has_te)
 
 
 def _local_model(path: str) -> str:

@@ -35,8 +35,7 @@ RESTORE = (
     "place, or go on without the history."
 )
 CHECKPOINT_PAGES = 16_384
-"""Of 4 KiB, in the write-ahead log when SQLite moves them into the file by itself, waiting for the disk: its own 1000
-are a few steps of the reference run. `backup` moves them too, at every checkpoint of a run."""
+"""Of the log, when SQLite itself moves it into the file and waits for the disk; `backup` does at every checkpoint."""
 BUSY_TIMEOUT_S = 10.0
 """How long to wait for somebody who locks the file by hand; readers never do."""
 
@@ -254,21 +253,17 @@ class Ledger:
     def _scored(self, groups: Sequence[ScoredGroup]) -> None:
         for scored in groups:
             self._advance(scored.key, "scored")
-        rows = [
-            (*reward_row(reward), scored.key.claim, self._attempt, i)
-            for scored in groups
-            for i, reward in enumerate(scored.rewards)
-        ]
+        rows = [(*reward_row(reward), each.key.claim, self._attempt, i)
+                for each in groups for i, reward in enumerate(each.rewards)]
         if self._db.executemany(_SCORE, rows).rowcount < len(rows):  # some were recalled, and are not there yet
             self._insert([scored.group for scored in groups])
             self._db.executemany(_SCORE, rows)
 
     def _insert(self, groups: Sequence[Group]) -> None:
         """Stores the completions, unless they are there already."""
-        self._db.executemany(_GENERATE, [
-            (group.key.claim, self._attempt, i, *completion_row(completion))
-            for group in groups for i, completion in enumerate(group.completions)
-        ])  # fmt: skip
+        rows = [(group.key.claim, self._attempt, i, *completion_row(completion))
+                for group in groups for i, completion in enumerate(group.completions)]
+        self._db.executemany(_GENERATE, rows)
 
     def _advance(self, key: GroupKey, status: str, step: int | None = None, reason: str | None = None) -> None:
         """Moves one group on; refuses to do anything twice or out of turn."""

@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from actors.crew import Crew
-from actors.reward_pool import INLINE_BELOW, RewardPool
-from actors.reward_worker import RewardSpec, RewardWorker
+from actors.reward_pool import RewardPool
+from actors.reward_worker import INLINE_BELOW, RewardSpec, RewardWorker
 from actors.waiting import RayEvents
 from rlhaiku.errors import CrashLoop
 from rlhaiku.haiku.reward import HaikuReward

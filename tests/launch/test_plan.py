@@ -16,6 +16,7 @@ from launch.estimates import (
     GPUS,
     SHAPES,
     activation_bytes,
+    engine_card_bytes,
     engine_share,
     kv_cache_bytes,
     logits_bytes,
@@ -27,6 +28,7 @@ from launch.estimates import (
     train_s,
     train_tokens,
     trainer_bytes,
+    trainer_card_bytes,
 )
 from launch.plan import make_plan
 from launch.resources import Resources
@@ -152,13 +154,13 @@ def test_the_reference_run():
     plan = make_plan(load_config("reference"), Resources())
     assert plan.refusals == ()
     assert [gpu.actors for gpu in plan.gpus][7] == ("sglang engine 7", "megatron trainer rank 7")
-    # Trainer: 30.169 + activations 16.156 + logits 8.713 + process 1.5 = 56.538
+    # Trainer: 30.169 + activations 8.078 + logits 4.357 + process 1.5 = 44.104
     # engine: 8.045 + 128 x 360 x 147,456 B = 6.795 + process and buffers 3.5
-    assert plan.gpus[0].total_gb == pytest.approx(56.538 + 18.340, abs=0.01)
-    # 0.8 x (80 - 56.538 - 3.5) / 80 = 0.200 of the card, 15.97 GB, 7.92 of them for keys and values.
-    assert plan.engine_share == pytest.approx(0.1996, abs=0.001)
-    assert plan.gpus[0].preallocated_kv_gb == pytest.approx(7.92, abs=0.05)
-    assert plan.gpus[0].taken_gb == pytest.approx(56.538 + 15.97 + 3.5, abs=0.05)
+    assert plan.gpus[0].total_gb == pytest.approx(44.104 + 18.340, abs=0.01)
+    # 8.045 + 2 x 6.795 = 21.63 GB, 0.27 of the card, and less than 0.8 of what is left, 25.9 GB.
+    assert plan.engine_share == pytest.approx(0.2704, abs=0.001)
+    assert plan.gpus[0].preallocated_kv_gb == pytest.approx(13.59, abs=0.05)
+    assert plan.gpus[0].taken_gb == pytest.approx(44.104 + 21.63 + 3.5, abs=0.05)
     # 30 x 2.824 ms at a tenth of the limit, and prefill; 2.224 PFLOP at 18 %, and 64 ms; 8.045 GB at 11.3 GB/s.
     assert plan.seconds["rollout"] == pytest.approx(0.8472 + 0.0078, rel=1e-3)
     assert plan.seconds["train"] == pytest.approx(1.5618 + 0.0637, rel=1e-3)
@@ -207,8 +209,25 @@ def test_sglang_is_started_with_the_share_of_the_plan(monkeypatch):
     monkeypatch.setattr(start_slime, "gpu_memory_bytes", lambda: 80e9)
     monkeypatch.setattr(start_slime, "_local_model", lambda path: path)
     config = load_config("reference")
-    assert start_slime._engine_memory(config, 8) == make_plan(config, Resources()).engine_share
+    assert start_slime._engine_memory(config, 8, True) == make_plan(config, Resources()).engine_share
     assert engine_share(load_config("reference", ["cluster.colocate=false"]), QWEN, 4, 80e9) == 0.85
+
+
+def test_an_engine_takes_what_it_needs_and_no_more_than_a_trainer_leaves():
+    """A trainer that has little room gives memory back and takes it again all the time."""
+    config = load_config("reference", ["trainer.micro_batch_tokens=4096"])
+    assert engine_share(config, QWEN, 2, 141e9) == pytest.approx((8.045 + 2 * 6.795) / 141, abs=0.001)
+    assert engine_share(config, QWEN, 8, 80e9) == pytest.approx(0.8 * (80 - 56.538 - 3.5) / 80, abs=0.001)
+    # Without Transformer Engine 1.5 x 16.156 GB of activations.
+    assert trainer_card_bytes(config, QWEN, 8, has_te=False)["activations"] == pytest.approx(24.23e9, rel=1e-3)
+    assert engine_share(config, QWEN, 8, 80e9, has_te=False) == pytest.approx(0.8 * (80 - 64.62 - 3.5) / 80, abs=0.001)
+
+
+def test_the_torch_engine_keeps_a_prompt_once_a_group_and_the_logits_of_all_it_draws():
+    settings = ["rollout.engine=torch", "trainer.backend=torch", "rollout.max_tokens=30", "evaluation.max_tokens=30"]
+    parts = engine_card_bytes(load_config("reference", settings), QWEN)
+    assert parts["engine KV cache"] == (16 * 60 + 128 * 30) * 147_456
+    assert parts["engine logits"] == 128 * 151_936 * 10
 
 
 def test_engines_and_trainer_may_share_the_cards_between_them():
