@@ -21,10 +21,11 @@ ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.25, "torch": 0.25}
 TRAINER_SHARES = {"megatron": 0.18, "torch": 0.4}
 """Of the peak (MFU), measured there too: Megatron in 4B's shape, without Transformer Engine, in micro-batches of 2048
 tokens; the torch trainer in 1.7B's."""
-SYNC_FACTOR = 15.0
-"""Weight sync over a plain copy of the same bytes, as measured on one card with vLLM; elsewhere assumed."""
-SLIME_SYNC_BYTES_PER_S = 11.3e9
-"""slime's own way to an engine on the same card, as measured."""
+SYNC_FACTOR, LINK_FACTOR = 20.0, 3.5
+"""Weight sync over a plain copy of the same bytes on a card, as measured with SGLang (15 with vLLM), and over their way
+from one card to another, as measured with the torch engine."""
+SLIME_SYNC_BYTES_PER_S, SLIME_LINK_BYTES_PER_S = 11.3e9, 16.7e9
+"""slime's own way to an engine on the same card and on another, as measured."""
 LINK_BYTES_PER_S = 360e9
 """NVLink as NCCL uses it."""
 ADAM_S = 0.005
@@ -283,10 +284,11 @@ def train_s(shape: ModelShape, gpu: Gpu, ranks: int, flop: float, steps: int, sh
 def sync_s(shape: ModelShape, gpu: Gpu, is_colocated: bool, by_slime: bool) -> float:
     """The trainer's weights to the engines: a copy within a card (read and write), or over NVLink."""
     num_bytes = 2.0 * shape.parameters
-    if is_colocated and by_slime:
-        return num_bytes / SLIME_SYNC_BYTES_PER_S
-    copy_s = 2 * num_bytes / (0.85 * gpu.bytes_per_s) if is_colocated else num_bytes / LINK_BYTES_PER_S
-    return SYNC_FACTOR * copy_s
+    if by_slime:
+        return num_bytes / (SLIME_SYNC_BYTES_PER_S if is_colocated else SLIME_LINK_BYTES_PER_S)
+    if is_colocated:
+        return SYNC_FACTOR * 2 * num_bytes / (0.85 * gpu.bytes_per_s)
+    return LINK_FACTOR * num_bytes / LINK_BYTES_PER_S
 
 
 def save_s(shape: ModelShape) -> float:
