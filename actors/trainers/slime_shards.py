@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from rlhaiku.errors import BatchEmpty
 from rlhaiku.types import TrainBatch, TrainGroup
@@ -79,8 +80,32 @@ def boxes(shards: Sequence[Shard]) -> list[Any]:
     for shard in shards:
         tensors = dict(shard)
         tensorize_rollout_data_for_training(tensors)
-        sent.append(Box(ray.put(tensors)))
+        sent.append(Box(ray.put({name: _TensorList.of(value) for name, value in tensors.items()})))
     return sent
+
+
+class _TensorList:
+    """A list of flat tensors on its way: one array, and on arrival again the list that slime expects.
+
+    The 3072 tensors of 1024 completions, each pickled for itself, took the driver 0.13 s of every step (now 0.004 s),
+    and each of eight ranks 0.04 s.
+    """
+
+    def __init__(self, tensors: Sequence[Any]) -> None:
+        self._joined, self._lengths = torch.cat(tuple(tensors)).numpy(), [len(each) for each in tensors]
+
+    @classmethod
+    def of(cls, value: Any) -> Any:  # noqa: ANN401
+        """Anything else stays as it is."""
+        is_list = isinstance(value, list) and value and all(isinstance(each, torch.Tensor) for each in value)
+        return cls(value) if is_list and all(each.ndim == 1 for each in value) else value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_list, (self._joined, self._lengths)
+
+
+def _as_list(joined: np.ndarray[Any, Any], lengths: Sequence[int]) -> list[torch.Tensor]:
+    return list(torch.split(torch.from_numpy(joined.copy()), list(lengths)))  # Ray's arrays are not to be written to
 
 
 def _optimizer_steps(batch: TrainBatch, num_steps: int) -> Iterator[list[TrainGroup]]:
