@@ -10,7 +10,6 @@ import torch
 
 @cache
 def has_kernels() -> bool:
-    """On an NVIDIA GPU with Triton, if RLHAIKU_KERNELS=1: what they gain is not measured, and one has not run on a GPU.
-    """
+    """On an NVIDIA GPU with Triton, if RLHAIKU_KERNELS=1: they work there, but what they gain is not measured."""
     is_wanted = os.environ.get("RLHAIKU_KERNELS", "0") == "1"
     return is_wanted and torch.cuda.is_available() and find_spec("triton") is not None
