@@ -40,8 +40,8 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """By name: the sum of all that a bf16 tensor holds, as integers, and a CRC-32 over evenly spaced elements.
 
-    The sum tells a tensor from that of another version, however few elements differ; the CRC minds where they are. A
-    GPU reads the tensors once and is waited for twice, whatever their number.
+    The sum tells a tensor from that of another version, unless its changes happen to cancel; the CRC minds where
+    elements are. A GPU reads the tensors once and is waited for twice, whatever their number.
     """
     flat = [tensor.detach().flatten() for tensor in tensors.values()]
     words = [each.view(torch.int64 if each.numel() % WORD == 0 else torch.int16) for each in flat]

@@ -21,9 +21,9 @@ ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.25, "torch": 0.25}
 TRAINER_SHARES = {"megatron": 0.18, "torch": 0.4}
 """Of the peak (MFU), measured there too: Megatron in 4B's shape, without Transformer Engine, in micro-batches of 2048
 tokens; the torch trainer in 1.7B's."""
-SYNC_FACTOR, LINK_FACTOR = 20.0, 3.5
+SYNC_FACTOR, LINK_FACTOR = 20.0, 3.3
 """Weight sync over a plain copy of the same bytes on a card, as measured with SGLang (15 with vLLM), and over their way
-from one card to another, as measured with the torch engine."""
+from one card to another, as measured with the torch engine beside one trainer rank; with several, assumed."""
 SLIME_SYNC_BYTES_PER_S, SLIME_LINK_BYTES_PER_S = 11.3e9, 16.7e9
 """slime's own way to an engine on the same card and on another, as measured."""
 LINK_BYTES_PER_S = 360e9
@@ -36,7 +36,9 @@ SAVE_PASSES, DISK_BYTES_PER_S = 3, 1.5e9
 """A checkpoint is written, read again for its digests and copied to the volume; the rate is assumed."""
 PROCESS_BYTES = 1.5e9
 """Of each process on a card: the driver's context (0.5 GB), workspaces of cuBLAS and NCCL, an exchange's buckets."""
-ENGINE_BUFFER_BYTES = 2e9
+SLIME_PROCESS_BYTES = 8.5e9
+"""Of a Megatron rank: 3.9 GB outside torch, and 4.6 that its allocator held in pieces, as seen at Qwen3-4B's shape."""
+ENGINE_BUFFER_BYTES = 2.8e9
 """CUDA graphs and activations of an engine, beyond what it preallocates for weights and cache."""
 LOGIT_BYTES, SLIME_LOGIT_BYTES = 10.0, 14.0
 """Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient; slime also keeps the softmax."""
@@ -52,7 +54,7 @@ OF_WHAT_IS_LEFT, ALONE = 0.8, 0.85
 """Preallocated by SGLang: at most of what a trainer leaves of a shared card, and of a card of its own."""
 CACHES = 2.0
 """What SGLang takes of a shared card for keys and values, over what its completions can need at their longest: the
-trainer's allocator has better use for the rest. With too little of it a step took 24 s instead of 6."""
+trainer's allocator has better use for the rest. With hardly any of it a step took 24 s instead of 6."""
 MOST, LEAST = 0.4, 0.1
 
 
@@ -198,7 +200,7 @@ def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int, has_te:
     factor = EAGER_FACTOR if is_torch else 1.0 if has_te else PLAIN_FACTOR
     parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, factor)
     parts["logits"] = logits_bytes(shape, tokens, is_torch)
-    return parts | {"trainer process": PROCESS_BYTES}
+    return parts | {"trainer process": PROCESS_BYTES if is_torch else SLIME_PROCESS_BYTES}
 
 
 def engine_card_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:

@@ -53,7 +53,7 @@ class SlimeOptions:
     """What the installed packages and the cards decide, rather than the run's settings."""
 
     engine_memory: float | None = None
-    """Share of the free card that an engine takes; None: what the trainer leaves, with some room."""
+    """Share of the free card that an engine takes; None: what it needs, as far as the trainer leaves it."""
     has_transformer_engine: bool | None = None
     """None: whether it is installed."""
     sglang_flags: tuple[str, ...] | None = None

@@ -96,7 +96,10 @@ class LayoutRun:
         self._row["slime_perf"] = said or None
 
     def memory(self, plan: Plan, placement: Placement | GpuPlacement, before: Sequence[float]) -> None:
-        """The most that each card had of this run, against the plan: what torch or SGLang took once, it keeps."""
+        """The most that each card had of this run, against the plan: what torch or SGLang took once, it keeps.
+
+        But for slime's updater, which has the trainer give back what it does not use in every sync.
+        """
         if not before or not all(self._memory):
             self.untaken("the driver does not say what is used", "memory")
             return

@@ -45,7 +45,7 @@ def test_the_reference_run(model):
         "--advantage-estimator": "grpo", "--eps-clip": "0.2", "--eps-clip-high": "0.28", "--use-rollout-logprobs": None,
         "--rollout-temperature": "1.0", "--calculate-per-token-loss": None, "--kl-coef": "0.0",
         "--rollout-batch-size": "128", "--n-samples-per-prompt": "8", "--num-rollout": "50",
-        "--num-steps-per-rollout": "1", "--use-dynamic-batch-size": None, "--max-tokens-per-gpu": "4096",
+        "--num-steps-per-rollout": "1", "--use-dynamic-batch-size": None, "--max-tokens-per-gpu": "2048",
         "--optimizer": "adam", "--lr": "1e-06", "--lr-decay-style": "constant", "--weight-decay": "0.1",
         "--adam-beta1": "0.9", "--adam-beta2": "0.98", "--adam-eps": "1e-08", "--clip-grad": "1.0", "--seed": "1",
         "--hf-checkpoint": str(model), "--load": str(model), "--save": "/ckpt", "--save-hf": "/ckpt/{rollout_id}",

@@ -189,7 +189,10 @@ def test_dead_engines_and_dead_servers_are_replaced_and_get_the_current_weights(
     held = len(run.metrics())
     (run.facts / "hold").unlink()
     run.until(lambda: len(run.metrics()) > held)
+    (run.facts / "hold").touch()
+    time.sleep(0.5)  # not in an update: that would end the attempt
     os.kill(run.started("engine")[1]["server_pid"], signal.SIGKILL)
+    (run.facts / "hold").unlink()
     run.finish()
     assert not (run.facts / "fail-engine-start").exists()
     assert len(run.started("engine")) == 4 and len(run.started("rank")) == 2, run.said  # the trainer stayed
