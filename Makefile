@@ -37,7 +37,7 @@ bench: .venv/installed
 ifdef PEER_PYTHON
 	.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS)
 	$(if $(SMOLLM2),.venv/bin/python -m benchmarks.grpo_step --peer-python $(PEER_PYTHON) --output $(RESULTS) --model $(SMOLLM2))
-	.venv/bin/python -m benchmarks.time_to_reward --peer-python $(PEER_PYTHON) --output $(RESULTS)
+	.venv/bin/python -m benchmarks.time_to_reward --peer-python $(PEER_PYTHON) --output $(RESULTS) --target 0.9
 endif
 
 clean:

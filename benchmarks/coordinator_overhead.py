@@ -59,7 +59,37 @@ def shares(windows: Sequence[Span], work: Sequence[Span]) -> list[float]:
     return [1 - union_s(work, window) / (window[1] - window[0]) for window in windows]
 
 
-def add_share(results: Results, name: str, values: list[float], seconds: list[float], note: str) -> None:
+def watch(directory: Path) -> None:
+    """Has every actor of the next run, its coordinator and its ledger leave their spans in `directory`."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
+        setattr(start, engine.__name__, spanned(engine, ["generate", "receive_weights"], directory))
+    start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
+    start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
+    Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
+    Ledger.record = spanned(Ledger, ["record"], directory).record  # type: ignore[attr-defined,method-assign]
+
+
+def steps_of(directory: Path) -> list[Span]:
+    """Every step of a run that was watched."""
+    return [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)]
+
+
+def add_overhead(results: Results, directory: Path, windows: Sequence[Span], what: str, note: str) -> None:
+    """Prints and appends what the coordinator and the ledger took of these steps of a run that was watched."""
+    written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
+    work = [span for path in directory.glob("[!CL]*.spans") for span in read_spans(path)]
+    lengths = [ended - began for began, ended in windows]
+    busy = [1 - share for share in shares(windows, written)]
+    for part, values, more in (
+        ("coordinator overhead", shares(windows, work), note),
+        ("writing the ledger", busy, f"whether or not others worked; {note}"),
+    ):
+        seconds = [share * length for share, length in zip(values, lengths, strict=True)]
+        _add_share(results, f"{part}, {what}", values, seconds, more)
+
+
+def _add_share(results: Results, name: str, values: list[float], seconds: list[float], note: str) -> None:
     """Prints a share of a step and appends its record."""
     low, high = interval(values)
     made = results.add({
@@ -82,28 +112,13 @@ def main() -> None:
     config = load_config(chosen.preset, [
         f"num_steps={steps}", f"evaluation.interval={steps}", "evaluation.num_prompts=2", *smaller, *chosen.overrides,
     ])
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
-            setattr(start, engine.__name__, spanned(engine, ["generate", "receive_weights"], directory))
-        start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
-        start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
-        Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
-        Ledger.record = spanned(Ledger, ["record"], directory).record  # type: ignore[attr-defined,method-assign]
+        watch(directory)
         run(config, output_dir=directory / "run")
-        windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)][FIRST_STEP:]
-        written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
-        work = [span for path in directory.glob("[!CL]*.spans") for span in read_spans(path)]
-    note = f"{len(windows)} steps after {FIRST_STEP} to warm up; {' '.join(chosen.overrides)}".rstrip("; ")
-    lengths = [ended - began for began, ended in windows]
-    idle = shares(windows, work)
-    busy = [1 - share for share in shares(windows, written)]
-    for what, values, more in (
-        ("coordinator overhead", idle, note), ("writing the ledger", busy, f"whether or not others worked; {note}"),
-    ):  # fmt: skip
-        seconds = [share * length for share, length in zip(values, lengths, strict=True)]
-        add_share(results, f"{what}, {chosen.preset} preset", values, seconds, more)
+        windows = steps_of(directory)[FIRST_STEP:]
+        note = f"{len(windows)} steps after {FIRST_STEP} to warm up; {' '.join(chosen.overrides)}".rstrip("; ")
+        add_overhead(results, directory, windows, f"{chosen.preset} preset", note)
 
 
 if __name__ == "__main__":

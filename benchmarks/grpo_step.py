@@ -2,7 +2,7 @@
 
 Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
 
-    python -m benchmarks.grpo_step --peer-python PATH [--gpu vllm|torch] [--model DIR] [--smoke] [--force]
+    python -m benchmarks.grpo_step --peer-python PATH [--gpu torch [vllm]] [--model DIR] [--smoke] [--force]
 
 DIR is a Hugging Face directory, e.g. what `benchmarks.smollm2` writes; on CPUs its steps are 2 groups of 8 x 32 tokens.
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.measure import ROOT, begin, interval, parser
+from benchmarks.measure import ROOT, Results, begin, interval, parser
 from benchmarks.models import bundled
 from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, said
 from launch.checks import resolve_model
@@ -34,12 +34,12 @@ WARM_UP = 1
 TIMEOUT_S = 1800.0
 
 
-def settings(model: Path, options: argparse.Namespace) -> RunConfig:
-    """Some steps of the same size for both sides, and as little evaluation as there can be."""
+def settings(model: Path, options: argparse.Namespace, engine: str | None) -> RunConfig:
+    """Some steps of the same size for both sides, and as little evaluation as there can be; `engine`: on a GPU."""
     groups, steps, max_tokens = (
         (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 4, 32) if options.model else (16, 6, 48)
     )
-    more = [f"rollout.engine={options.gpu}"] if options.gpu else [f"trainer.lr={LR}"] if options.model else []
+    more = [f"rollout.engine={engine}"] if engine else [f"trainer.lr={LR}"] if options.model else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *more, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
@@ -105,19 +105,23 @@ def run_ours(config: RunConfig, directory: Path) -> dict[str, Any]:
     }
 
 
-def take_turns(options: argparse.Namespace, scratch: Path, model: Path) -> tuple[list[dict[str, Any]], ...]:
-    """Runs of TRL and of ours, in pairs; the other side begins in every second pair."""
-    config = settings(model, options)
-    peer = peer_settings(config)
+def take_turns(
+    options: argparse.Namespace, scratch: Path, model: Path
+) -> tuple[list[dict[str, Any]], dict[str | None, list[dict[str, Any]]]]:
+    """Runs of TRL, and of ours with each engine; every second turn goes backwards."""
+    configs = {engine: settings(model, options, engine) for engine in options.gpu or [None]}
+    peer = peer_settings(next(iter(configs.values())))
     peers: list[dict[str, Any]] = []
-    ours: list[dict[str, Any]] = []
+    ours: dict[str | None, list[dict[str, Any]]] = {engine: [] for engine in configs}
     for turn in range(1 if options.smoke else options.pairs):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            if side == 0:
+        for side in ("TRL", *configs)[:: 1 if turn % 2 == 0 else -1]:
+            if side == "TRL":
                 peers.append(run_peer(options.peer_python, peer, scratch))
             else:
-                ours.append(run_ours(config, scratch / f"ours-{turn}"))
-        print(f"  pair {turn}: {_step_s(peers[-1]):.2f} -> {_step_s(ours[-1]):.2f} s", flush=True)
+                ours[side].append(run_ours(configs[side], scratch / f"ours-{side}-{turn}"))
+        for engine, runs in ours.items():
+            print(f"  turn {turn}{f', {engine}' if engine else ''}: {_step_s(peers[-1]):.2f} -> "
+                  f"{_step_s(runs[-1]):.2f} s", flush=True)
     return peers, ours
 
 
@@ -125,18 +129,10 @@ def _step_s(run: dict[str, Any]) -> float:
     return median(run["seconds"][WARM_UP:])
 
 
-def main() -> None:
-    """Takes turns and prints the ratio."""
-    made = parser(__doc__)
-    made.add_argument("--peer-python", required=True)
-    made.add_argument("--gpu", choices=["vllm", "torch"], help="on one GPU, with this engine; TRL with its vLLM")
-    made.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
-    made.add_argument("--pairs", type=int, default=5)
-    options = made.parse_args()
-    results = begin(options)
-    with tempfile.TemporaryDirectory() as name:
-        model = options.model or bundled()
-        peers, ours = take_turns(options, Path(name), model)
+def add_ratio(
+    results: Results, what: str, peers: list[dict[str, Any]], ours: list[dict[str, Any]], goal: float
+) -> None:
+    """Prints the ratio of the runs' median steps and appends its record."""
     found = guards(peers, ours, WARM_UP)
     print(*found, sep="\n")
     samples = {
@@ -146,17 +142,33 @@ def main() -> None:
     } | {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
     ratios = [theirs / mine for theirs, mine in zip(samples["baseline_s"], samples["ours_s"], strict=True)]
     low, high = interval(ratios)
-    what = options.model.name if options.model else "bundled model"
     lengths = f"mean length {fmean(samples['baseline_tokens']):.1f} and {fmean(samples['ours_tokens']):.1f} tokens"
     record = results.add({
-        "name": f"GRPO step, {what}{f', one GPU, {options.gpu}' if options.gpu else ''}: TRL / rlhaiku",
-        "kind": "speed-up", "ratio": median(ratios), "low": low, "high": high, "goal": 3 if options.gpu else 1.7,
-        "unit": "s", "samples": samples, "order": "ABBA", "peer_packages": peers[0]["packages"],
+        "name": f"GRPO step, {what}: TRL / rlhaiku", "kind": "speed-up", "ratio": median(ratios), "low": low,
+        "high": high, "goal": goal, "unit": "s", "samples": samples, "order": "ABBA",
+        "peer_packages": peers[0]["packages"],
         "note": f"{lengths}; baseline_s and ours_s: a run's median step after the first {WARM_UP}; " + "; ".join(found),
     })  # fmt: skip
     print(f"{record.name} {record.ratio:.2f}x [{low:.2f}, {high:.2f}] {[round(ratio, 2) for ratio in ratios]}, "
           f"{fmean(samples['baseline_s']):.2f} -> {fmean(samples['ours_s']):.2f} s, {lengths} "
-          f"(goal {record.goal}: {'met' if record.is_met else 'NOT met'})")
+          f"(goal {record.goal}: {'met' if record.is_met else 'NOT met'})", flush=True)
+
+
+def main() -> None:
+    """Takes turns and prints the ratio."""
+    made = parser(__doc__)
+    made.add_argument("--peer-python", required=True)
+    made.add_argument("--gpu", nargs="+", choices=["vllm", "torch"],
+                      help="on one GPU, with these engines; TRL with its vLLM")
+    made.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
+    made.add_argument("--pairs", type=int, default=5)
+    options = made.parse_args()
+    results = begin(options)
+    with tempfile.TemporaryDirectory() as name:
+        peers, ours = take_turns(options, Path(name), options.model or bundled())
+    what = options.model.name if options.model else "bundled model"
+    for engine, runs in ours.items():
+        add_ratio(results, f"{what}, one GPU, {engine}" if engine else what, peers, runs, 3 if engine else 1.7)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""How long a card has nothing to do in a step of a run: the part of steady steps without a kernel of any process.
+"""How long a card has nothing to do in a step of a run: the part of steady steps without a kernel of any process. And
+what the coordinator and the ledger cost in the steps before these.
 
     python -m benchmarks.gpu.idle [--preset one-gpu] [--set KEY=VALUE ...] [--smoke] [--output FILE]
 
 Engine and trainer record their own kernels (torch's profiler); the union of all of them, on the machine's clock, is
-when the card was busy. Steps before the recorded ones are timed without a profiler, to see what it costs.
+when the card was busy. Steps before the recorded ones run without a profiler: they say what it costs, and their
+overhead is that of `benchmarks.coordinator_overhead`.
 """
 
 import os
@@ -16,20 +18,17 @@ from typing import Any
 
 import ray
 
-from actors.engines.gpu_torch_engine import GpuTorchEngine
-from actors.engines.torch_engine import TorchEngine
-from actors.engines.vllm_engine import VllmEngine
-from actors.trainers.torch_trainer import TorchTrainer
-from benchmarks.coordinator_overhead import spanned
-from benchmarks.gpu.timeline import ON_DEVICE, Span, idle_share, read_spans, read_trace, union_s
+from benchmarks.coordinator_overhead import add_overhead, steps_of, watch
+from benchmarks.gpu.timeline import ON_DEVICE, Span, idle_share, read_trace, union_s
 from benchmarks.measure import begin, parser
 from launch import start
 from launch.local import run
 from rlhaiku.config import RunConfig, load_config
-from rlhaiku.coordinator import Coordinator
 
 GOAL = 0.20
-WARM, PLAIN, RECORDED = 3, 6, 6
+ENGINES = ("TorchEngine", "GpuTorchEngine", "VllmEngine")
+"""As the start of a run knows them."""
+WARM, PLAIN, RECORDED = 3, 12, 6
 """Steps: not counted, timed as they are, and with the profiler (of which the first and last are cut)."""
 
 
@@ -60,20 +59,19 @@ def traced(cls: type, name: str, step_of: Callable[[Any], int], directory: Path,
 def record(config: RunConfig, directory: Path) -> tuple[list[Span], dict[str, list[Span]]]:
     """The steps of a run, and what kept the card busy by process, in the last steps."""
     steps = (WARM + PLAIN, WARM + PLAIN + RECORDED - 1)
-    for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
-        made = traced(engine, "generate", lambda requests: requests[0].weight_version, directory, steps)
-        setattr(start, engine.__name__, made)
+    watch(directory)
+    for name in ENGINES:
+        made = traced(getattr(start, name), "generate", lambda requests: requests[0].weight_version, directory, steps)
+        setattr(start, name, made)
     start.TorchTrainer = traced(  # type: ignore[misc]
-        TorchTrainer, "train_step", lambda batch: batch.step, directory, steps,
+        start.TorchTrainer, "train_step", lambda batch: batch.step, directory, steps,
     )
-    Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
     run(config, output_dir=directory / "run")
-    windows = [span for path in directory.glob("Coordinator-*.spans") for span in read_spans(path)]
     categories = ON_DEVICE if config.cluster.gpus_per_node else ("cpu_op",)
     traces = {path.stem: read_trace(path, categories) for path in directory.glob("*.trace")}
     if len(traces) < 2 or not all(traces.values()):
         sys.exit(f"engine and trainer must both have recorded something; got {[*map(len, traces.values())]} events")
-    return windows, traces
+    return steps_of(directory), traces
 
 
 def main() -> None:
@@ -91,13 +89,15 @@ def main() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as name:
         windows, traces = record(config, Path(name))
-    plain, recorded = windows[WARM : WARM + PLAIN], windows[WARM + PLAIN + 1 : steps - 1]
+        plain, recorded = windows[WARM : WARM + PLAIN], windows[WARM + PLAIN + 1 : steps - 1]
+        what, said = f"{options.preset} preset, {config.rollout.engine} engine", " ".join(options.overrides)
+        add_overhead(results, Path(name), plain, what, said)
     everything = [span for spans in traces.values() for span in spans]
     shares = [idle_share(everything, [window]) for window in recorded]
     share = idle_share(everything, recorded)
     step_s = [median(ended - began for began, ended in some) for some in (plain, recorded)]
     busy = {name: sum(union_s(spans, window) for window in recorded) / len(recorded) for name, spans in traces.items()}
-    name = f"card idle, {options.preset} preset, {config.rollout.engine} engine"
+    name = f"card idle, {what}"
     print(f"{name}: {share:.1%} of a step (goal {GOAL:.0%}: {'met' if share <= GOAL else 'NOT met'}); a step takes "
           f"{step_s[0]:.3f} s, {step_s[1]:.3f} s with the profiler; busy seconds of a step: "
           f"{ {who: round(seconds, 3) for who, seconds in busy.items()} }", flush=True)
@@ -106,7 +106,7 @@ def main() -> None:
         "unit": "s", "order": "one side",
         "samples": {"share": shares, "step_s": step_s, **{f"busy_s {who}": [each] for who, each in busy.items()}},
         "note": f"share of all recorded steps, least and most of one; step_s: without and with the profiler; "
-                f"{' '.join(options.overrides)}",
+                f"{said}",
     })  # fmt: skip
 
 

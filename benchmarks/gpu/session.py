@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.session --output DIR [--seconds 560] [--smoke] LANE [LANE ...]
 
-A lane is a card and its stages, one after the other: `0:gpu_tests,rollout_torch`, or `0+1:links` for stages that take
+A lane is a card and its stages, one after the other: `0:gpu_tests,rollout_speed`, or `0+1:links` for stages that take
 both; lanes run side by side. Each stage is a process of its own with a limit, and whatever it started ends with it; a
 failure ends its stage alone. Stages write their results to DIR/results.jsonl as they come, those called slime_PART to
 DIR/slime/PART.json, and all they say to DIR/cards-CARDS.log. `--list` names the stages. `--smoke` rehearses them, on
@@ -37,7 +37,7 @@ ENVIRONMENT = {
     "RLHAIKU_KERNELS": "1", "RAY_memory_monitor_refresh_ms": "0",  # some machines' memory grows only as it is used
 }
 """A value the user has set wins."""
-SMALL_RUN = "model.path=bundled rollout.max_tokens=48 evaluation.max_tokens=48"
+QWEN3 = "model.path={scratch}/qwen3"
 SMOLLM = "model.path={scratch}/smollm2 rollout.max_tokens=48 evaluation.max_tokens=48"
 TORCH = "rollout.engine=torch"
 
@@ -79,6 +79,7 @@ def _run(name: str, limit_s: float, *settings: str) -> Stage:
 
 
 LINKS = "-m benchmarks.gpu.links --output {output}/links.json"
+SHAPES = "-m benchmarks.gpu.shapes {scratch}/qwen3"
 PEER = "--peer-python {python}"
 STAGES = {
     "links": Stage(LINKS, 90, LINKS),
@@ -87,21 +88,18 @@ STAGES = {
     "recover": _contact("recover", 200),
     "engine": _contact("engine", 260),
     "train_step": _module("gpu.train_step", 330),
-    "rollout_torch": _module("gpu.rollout_torch", 330),
-    "rollout_vllm": _module("gpu.rollout_vllm", 555),
+    "train_step_4B": _module("gpu.train_step", 200, "--sizes 4B"),
+    "rollout_speed": _module("gpu.rollout_speed", 480),
     "sync_torch": _module("gpu.weight_sync", 150, "--engines torch", "gpu.weight_sync --engines torch"),
     "sync_vllm": _module("gpu.weight_sync", 220, "--engines vllm", None),
-    "overhead_torch": _run("coordinator_overhead", 110, SMALL_RUN, TORCH),
-    "overhead_vllm": _run("coordinator_overhead", 200, SMALL_RUN),
-    "idle_torch": _run("gpu.idle", 110, SMALL_RUN, TORCH),
-    "idle_smollm2": _run("gpu.idle", 130, SMOLLM, TORCH),
-    "idle_vllm": _run("gpu.idle", 170, SMALL_RUN),
+    "qwen3": Stage(f"{SHAPES} 0.6B", 90, f"{SHAPES} tiny"),
+    "idle_torch": _run("gpu.idle", 150, QWEN3, TORCH),
+    "idle_vllm": _run("gpu.idle", 220, QWEN3),
     "smollm2": Stage("-m benchmarks.smollm2 {scratch}/smollm2", 120, None),
-    "step_torch": _module("grpo_step", 400, f"{PEER} --gpu torch --pairs 1 --model {{scratch}}/smollm2", None),
-    "step_vllm": _module("grpo_step", 400, f"{PEER} --gpu vllm --pairs 1 --model {{scratch}}/smollm2", None),
+    "step": _module("grpo_step", 500, f"{PEER} --gpu torch vllm --pairs 1 --model {{scratch}}/smollm2", None),
     "to_reward": _module(
         "time_to_reward", 560,
-        f"{PEER} --gpu torch --target 0.8 --seeds 0 --steps 60 --every 10 --set {SMOLLM} trainer.lr=2e-5", None,
+        f"{PEER} --gpu torch --seeds 0 --steps 100 --every 20 --set {SMOLLM} trainer.lr=2e-5", None,
     ),
     "curve": Stage(
         "-m benchmarks.gpu.learning_curve --model {scratch}/smollm2 --directory {scratch}/curve --seconds {seconds} "

@@ -1,6 +1,10 @@
-"""Random weights in the shapes of real models: for speed only."""
+"""Random weights in the shapes of real models: for speed only.
+
+    python -m benchmarks.gpu.shapes DIRECTORY SIZE      one that speaks, for runs of a preset
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +75,7 @@ def make_speak(model: Any) -> None:  # noqa: ANN401  (a model of transformers wi
         rows[VOCABULARY:] = -CONSTANT
         rows[line_break] += LINE_BREAK / KNOWN * CONSTANT
         model.model.norm.weight *= KNOWN / (CONSTANT * rows.shape[1])
+
+
+if __name__ == "__main__":
+    print(qwen3(Path(sys.argv[1]), sys.argv[2], weights=True, speaks=True))

@@ -1,6 +1,6 @@
 """The torch trainer on a GPU: how much of the card's matrix speed a step has, and what sharing prompts gains.
 
-    python -m benchmarks.gpu.train_step [--smoke] [--output FILE] [--force]
+    python -m benchmarks.gpu.train_step [--sizes 1.7B 0.6B 4B] [--smoke] [--output FILE] [--force]
 """
 
 import gc
@@ -17,7 +17,7 @@ from actors.trainers import forward
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, wait_for_device
 from benchmarks.gpu.shapes import SMOKE, qwen3
-from benchmarks.measure import Paired, paired, standard_main
+from benchmarks.measure import Paired, begin, paired, parser
 from benchmarks.models import batch
 from benchmarks.train_step import useful_flops
 from rlhaiku.config import AlgorithmConfig, load_config
@@ -136,18 +136,23 @@ def _tidy() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure(smoke: bool) -> Iterator[Paired]:
-    """The sizes that fit, the most telling first."""
+def main() -> None:
+    """One size after the other, the most telling first; the smallest once more with its layers compiled."""
+    made = parser(__doc__)
+    made.add_argument("--sizes", nargs="+", choices=MICRO_BATCH, default=["1.7B", "0.6B", "4B"])
+    options = made.parse_args()
+    results = begin(options)
     line = measure_roofline()
-    if smoke:
-        yield from measure_model(SMOKE, 8, line, 2)
-        return
-    yield from measure_model("1.7B", 128, line, 4)
-    yield from measure_model("0.6B", 128, line, 5)
-    if torch.cuda.get_device_properties(0).total_memory > BIG_CARD:
-        yield from measure_model("4B", 128, line, 3)
-    yield from measure_model("0.6B", 128, line, 5, compiled=True)
+    sizes, groups, pairs = ([SMOKE], 8, 2) if options.smoke else (options.sizes, 128, 4)
+    if DEVICE == "cuda" and torch.cuda.get_device_properties(0).total_memory < BIG_CARD:
+        sizes = [size for size in sizes if size != "4B"]
+    for size in sizes:
+        for result in measure_model(size, groups, line, pairs):
+            results.add_paired(result)
+    if "0.6B" in sizes:
+        for result in measure_model("0.6B", groups, line, pairs, compiled=True):
+            results.add_paired(result)
 
 
 if __name__ == "__main__":
-    standard_main(__doc__, measure)
+    main()

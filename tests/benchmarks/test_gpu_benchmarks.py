@@ -86,14 +86,14 @@ def vllm(monkeypatch):
 
 
 def test_stock_vllm_is_in_a_process_of_its_own_even_after_an_engine_of_ours(vllm, tmp_path):
-    from benchmarks.gpu import rollout, rollout_vllm
+    from benchmarks.gpu import rollout, rollout_speed
     from tests.tiny import save_tiny_model
 
     model = save_tiny_model(tmp_path)
-    spec = rollout_vllm.VllmSpec(str(model), tmp_path / "unused", 2, 0, 64, 30, options=(("load_format", "dummy"),))
+    spec = rollout_speed.VllmSpec(str(model), tmp_path / "unused", 2, 0, 64, 30, options=(("load_format", "dummy"),))
     vllm.envs.disable_envs_cache()
     rollout.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    engine = rollout_vllm.Unsynced(spec)
+    engine = rollout_speed.OnCardByVllm(spec)
     groups = engine.generate(rollout.asker(2)())
     assert [[len(c.token_ids) for c in group.completions] for group in groups] == [[30] * 8] * 2
     for options in (rollout.STOCK, rollout.TUNED, rollout.UNGROUPED):
