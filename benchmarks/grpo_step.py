@@ -82,7 +82,7 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, Any]
     environment = PEER_ENVIRONMENT | os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     if done.returncode:
-        sys.exit(f"the peer failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"the peer failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     result: dict[str, Any] = said(done.stdout, "RESULT ")
     return result
 

@@ -9,6 +9,7 @@ from typing import Any
 PEER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled", "VLLM_NO_USAGE_STATS": "1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # FlashInfer compiles when it starts, and is not everywhere vLLM is
+    "MASTER_ADDR": "127.0.0.1",  # TRL would look up `localhost`, which not every machine knows
 }
 OURS = """
 import json, sys, time

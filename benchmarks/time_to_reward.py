@@ -5,8 +5,9 @@
 
 Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
 prompts after every few steps, ours in the run and TRL's afterwards by the same code. A clock is read at the first of
-these evaluations that reaches the target. Starting up, evaluations and checkpoints are on nobody's clock; the other
-side begins with each seed.
+these evaluations that reaches the target. Starting up, evaluations and checkpoints are on nobody's clock: the first
+step, which TRL compiles and allocates in, counts as long as the median of the others. The other side begins with each
+seed.
 """
 
 import argparse
@@ -67,9 +68,14 @@ def held_out(config: RunConfig, models: Iterable[Path], target: float, scratch: 
     return [reached for line in done.stdout.splitlines() if line.startswith("[") for reached in json.loads(line)]
 
 
+def clock_of(seconds: list[float]) -> list[float]:
+    """Seconds of training before each step and after the last."""
+    return [0.0, *accumulate([median(seconds[1:] or seconds), *seconds[1:]])]
+
+
 def curve(directory: Path, seconds: list[float]) -> list[Point]:
     """Every evaluation of a run of ours."""
-    clock = [0.0, *accumulate(seconds)]
+    clock = clock_of(seconds)
     points = []
     for file in sorted((directory / "eval").glob("step-*.json")):
         step = int(file.stem.removeprefix("step-"))
@@ -85,7 +91,7 @@ def first_as_good(points: list[Point], target: float) -> float | None:
 def peer_curve(options: argparse.Namespace, config: RunConfig, scratch: Path) -> tuple[list[Point], dict[str, Any]]:
     """TRL's run, and its saved models evaluated one after the other, until one reaches the target if there is one."""
     peer = run_peer(options.peer_python, peer_settings(config) | {"save_interval": options.every}, scratch)
-    clock = [0.0, *accumulate(peer["seconds"])]
+    clock = clock_of(peer["seconds"])
     models = sorted((scratch / "trl").glob("step-*"))
     reached = held_out(config, models, math.inf if options.target is None else options.target, scratch)
     steps = [int(model.name.removeprefix("step-")) for model in models]

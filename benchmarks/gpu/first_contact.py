@@ -104,6 +104,8 @@ def engine() -> Found:
             unequal = [name for name, view in slots.views(0).items() if not torch.equal(view, own[name])]
             assert not unequal, f"vLLM loaded the checkpoint differently from what the trainer sent: {unequal[:5]}"
             found, _ = _exercise(vllm, peer)
+            large = vllm.generate(_requests(100, 0))  # the largest graph
+            found |= {f"{name}_800_rows": value for name, value in _check_logprobs(large[::8]).items()}
             sent = peer.ask("send_weights", 1)
             found["control_s"] = _receive_beside_generation(vllm, sent)
             found["load_and_one_group_s"] = _seconds(lambda: vllm.generate(_requests(1, 1)))
@@ -277,7 +279,7 @@ def _engine_spec(scratch: Path, *, may_sleep: bool = False, **options: object) -
     from actors.engines.vllm_engine import VllmSpec
     from launch.checks import resolve_model
 
-    return VllmSpec(resolve_model("bundled"), scratch / "weights", 2, seed=0, max_sequences=256, max_tokens=48,
+    return VllmSpec(resolve_model("bundled"), scratch / "weights", 2, seed=0, max_sequences=1024, max_tokens=48,
                     may_sleep=may_sleep, options=tuple(options.items()))
 
 

@@ -23,6 +23,8 @@ from rlhaiku.types import GroupRequest
 GROUPS, GROUP_SIZE, PROMPT_TOKENS, MAX_TOKENS = 128, 8, 60, 30
 WAVE = 32
 """Groups a call: 256 completions, where a step of vLLM costs least per token."""
+CONTEXT = 2048
+"""Tokens that stock vLLM is told to expect of a sequence at most."""
 STOCK = {"load_format": "dummy", "kv_cache_memory_bytes": 9 << 30}
 TUNED = STOCK | {
     "compilation_config": {"cudagraph_capture_sizes": capture_sizes(1024)}, "performance_mode": "throughput",
@@ -53,6 +55,13 @@ def asker(groups: int, *, each: int = GROUP_SIZE) -> Callable[[], list[GroupRequ
     return take
 
 
+def use_settings(multiprocessing: str) -> None:
+    """Our vLLM engine's environment, where the user has set none, and whether the next engine has its own process."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = multiprocessing
+
+
 class StockVllm:
     """`LLM.generate` as anybody would call it, in vLLM's own engine process; ends with the context."""
 
@@ -61,11 +70,11 @@ class StockVllm:
         from vllm import LLM, envs
 
         envs.disable_envs_cache()  # an engine in this process has frozen what it read
-        os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+        use_settings("1")
         self._flat_logprobs = flat_logprobs
-        self._llm = LLM(str(model), dtype="bfloat16", skip_tokenizer_init=True, max_model_len=2048, max_num_seqs=1024,
-                        gpu_memory_utilization=0.01, **options)
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self._llm = LLM(str(model), dtype="bfloat16", skip_tokenizer_init=True, max_model_len=CONTEXT,
+                        max_num_seqs=1024, gpu_memory_utilization=0.01, **options)
+        use_settings("0")
 
     def __enter__(self) -> "StockVllm":
         return self

@@ -4,10 +4,10 @@ completion against once per group; and where the time of a step goes.
 
     python -m benchmarks.gpu.rollout_speed [--smoke] [--output FILE] [--force]
 
-Without vLLM only the torch engine is measured. With it, up to five engines are on the card at a time (100 GB).
+Without vLLM only the torch engine is measured. With it, up to five engines are on the card at a time (120 GB).
 """
 
-import os
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +20,13 @@ from unittest.mock import patch
 import ray
 import torch
 
-from actors.engines import graph_decoding
+from actors.engines import graph_decoding, vllm_engine
 from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import EngineSpec, TorchEngine
-from actors.engines.vllm_engine import ENVIRONMENT, VllmEngine, VllmSpec
+from actors.engines.vllm_engine import VllmEngine, VllmSpec
 from actors.kernels import has_kernels
 from benchmarks.gpu.rollout import (
+    CONTEXT,
     GROUP_SIZE,
     GROUPS,
     MAX_TOKENS,
@@ -39,6 +40,7 @@ from benchmarks.gpu.rollout import (
     bare,
     measure_pool,
     profile,
+    use_settings,
 )
 from benchmarks.gpu.roofline import DEVICE, Roofline, measure_roofline
 from benchmarks.gpu.shapes import SMOKE, qwen3
@@ -141,26 +143,40 @@ def against_stock(
     model, take, wave = Path(spec.model_path), asker(groups), min(WAVE, groups)
     by_torch = bare(torch_engine, groups, take)
     sizes = (("one call", groups), (f"waves of {wave}", wave))
-    with StockVllm(model, STOCK) as stock, StockVllm(model, TUNED, flat_logprobs=True) as tuned:
-        yield paired(f"{name}: stock vLLM / our torch engine", bare(stock, groups, take), by_torch, pairs=pairs, goal=3,
-                     note=note)
-        for what, size in sizes:
-            yield paired(f"{name}: tuned stock vLLM, {what} / our torch engine", bare(tuned, size, take), by_torch,
-                         pairs=pairs, note=note)
-        ours = OnCardByVllm(spec)
-        for what, size in sizes:
-            yield paired(f"{name}: stock vLLM / our vLLM engine, {what}", bare(stock, groups, take),
-                         bare(ours, size, take), pairs=pairs, goal=3, note=note)
+    with StockVllm(model, TUNED, flat_logprobs=True) as tuned:
+        with StockVllm(model, STOCK) as stock:
+            in_one = bare(stock, groups, take)
+            yield paired(f"{name}: stock vLLM / our torch engine", in_one, by_torch, pairs=pairs, goal=3, note=note)
+            for what, size in sizes:
+                yield paired(f"{name}: tuned stock vLLM, {what} / our torch engine", bare(tuned, size, take), by_torch,
+                             pairs=pairs, note=note)
+            ours = OnCardByVllm(spec)
+            for what, size in sizes:
+                yield paired(f"{name}: stock vLLM / our vLLM engine, {what}", in_one, bare(ours, size, take),
+                             pairs=pairs, goal=3, note=note)
+            profile(in_one, "stock, the caller's process")
+        yield of_seeds(ours, name, groups, pairs, note)
+        profile(bare(ours, groups, take), "our vLLM engine, one call")
         yield measure_pool(f"{name}: bare vLLM engine / pool, waves of {wave}", actor(OnCardByVllm, spec), ours, wave,
                            groups, pairs, note)
-        profile(bare(stock, groups, take), "stock, the caller's process")
-        profile(bare(ours, groups, take), "our vLLM engine, one call")
         with StockVllm(model, UNGROUPED, flat_logprobs=True) as ungrouped:
             yield paired(
                 f"{name}: prompt per completion without a prefix cache / per group, tuned stock vLLM",
                 bare(ungrouped, groups * GROUP_SIZE, asker(groups, each=1)), bare(tuned, groups, take), pairs=pairs,
                 goal=1.2, note=note,
             )
+
+
+def of_seeds(engine: VllmEngine, name: str, groups: int, pairs: int, note: str) -> Paired:
+    """What it costs that vLLM draws every row by a generator of its own."""
+    work = bare(engine, groups, asker(groups))
+
+    def unseeded() -> None:
+        with patch.object(vllm_engine, "group_seed", lambda seed, request: None):
+            work()
+
+    return paired(f"{name}: with / without a seed for each request, our vLLM engine", work, unseeded, pairs=pairs,
+                  note=note)
 
 
 def measure(smoke: bool) -> Iterator[Paired]:
@@ -176,16 +192,18 @@ def measure(smoke: bool) -> Iterator[Paired]:
         kernels(engine, groups, line)
         yield from against_itself(engine, spec, name, groups, pairs, note)
         if DEVICE == "cuda":
+            gc.collect()  # the engines it was compared with
             torch.cuda.empty_cache()
-            print(f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB in this process")
+            print(f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB in this process; "
+                  f"{torch.cuda.mem_get_info()[0] / 1e9:.1f} GB are free for vLLM")
         yield measure_pool(f"{name}: bare torch engine / pool", actor(Unsynced, spec), engine, groups, groups, pairs,
                            note)
         if not find_spec("vllm"):
             print("vLLM is not installed: the rest is not measured")
             return
-        os.environ.update(ENVIRONMENT)
-        options = tuple(STOCK.items())
-        by_vllm = VllmSpec(model, unused, 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=options)
+        use_settings("0")
+        options = TUNED | {"max_model_len": CONTEXT}  # what is compiled for the one serves the other
+        by_vllm = VllmSpec(model, unused, 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=tuple(options.items()))
         yield from against_stock(by_vllm, engine, name, groups, pairs, note)
 
 

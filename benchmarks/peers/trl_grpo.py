@@ -31,6 +31,7 @@ GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
 RESULT = "RESULT "
 """Starts the line with the result: libraries print where they like, after it too."""
+PACKAGES = ("trl", "torch", "transformers", "accelerate", *["vllm"] * GPU)
 SAVE_INTERVAL = SETTINGS.get("save_interval", 0)
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
@@ -96,7 +97,7 @@ def main() -> None:
             vllm_mode="colocate",
             vllm_gpu_memory_utilization=0.3,
             vllm_max_model_length=1024,
-            vllm_importance_sampling_correction=False,  # ours has none either; it would cost TRL a forward pass
+            vllm_importance_sampling_correction=False,  # it would cost TRL a forward pass
             per_device_train_batch_size=SETTINGS["groups"] * SETTINGS["group_size"],
             gradient_accumulation_steps=1,
             num_generations=SETTINGS["group_size"],
@@ -126,10 +127,10 @@ def main() -> None:
     clock.last = time.perf_counter()
     trainer.train()
     history = trainer.state.log_history
-    print(RESULT + json.dumps({
+    print("\n" + RESULT + json.dumps({
         "seconds": clock.seconds,
         "sync": syncs,
-        "packages": {name: version(name) for name in ("trl", "torch", "transformers", "accelerate")},
+        "packages": {name: version(name) for name in PACKAGES},
         "reward": [row["reward"] for row in history if "reward" in row],
         "length": [row["completions/mean_length"] for row in history if "completions/mean_length" in row],
     }), flush=True)

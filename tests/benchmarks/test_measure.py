@@ -139,10 +139,10 @@ def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(
         summary = {"summary": {"structure_mean": reached}}
         (tmp_path / "eval" / f"step-{step:06d}.json").write_text(json.dumps(summary))
     points = curve(tmp_path, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert points == [(0, 0.0, 0.1), (2, 3.0, 0.5), (4, 10.0, 0.4), (6, 21.0, 0.9)]
-    assert first_as_good(points, 0.45) == 3.0
-    assert first_as_good(points, 0.6) == 21.0
-    assert first_as_good(points, 0.05) == 3.0, "what was there before the first step took no time"
+    assert points == [(0, 0.0, 0.1), (2, 6.0, 0.5), (4, 13.0, 0.4), (6, 24.0, 0.9)]
+    assert first_as_good(points, 0.45) == 6.0
+    assert first_as_good(points, 0.6) == 24.0
+    assert first_as_good(points, 0.05) == 6.0, "what was there before the first step took no time"
     assert first_as_good(points, 0.95) is None
 
 
