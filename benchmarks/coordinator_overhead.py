@@ -11,8 +11,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,18 +40,27 @@ FIRST_STEP = 3
 
 
 def spanned(cls: type, methods: Sequence[str], directory: Path) -> type:
-    """The class with each method's beginning and end appended to a file of its process."""
+    """The class with each method's beginning and end appended to a file of its process; methods may be coroutines."""
+
+    @contextmanager
+    def written_down(self: object) -> Iterator[None]:
+        began = time.time()
+        yield
+        with (directory / f"{cls.__name__}-{id(self)}.spans").open("a") as file:
+            file.write(json.dumps([began, time.time()]) + "\n")
 
     def around(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)  # what Ray has written on it, too
         def method(self: object, *arguments: object, **named: object) -> object:
-            began = time.time()
-            result = function(self, *arguments, **named)
-            with (directory / f"{cls.__name__}-{id(self)}.spans").open("a") as file:
-                file.write(json.dumps([began, time.time()]) + "\n")
-            return result
+            with written_down(self):
+                return function(self, *arguments, **named)
 
-        return method
+        @wraps(function)
+        async def coroutine(self: object, *arguments: object, **named: object) -> object:
+            with written_down(self):
+                return await function(self, *arguments, **named)
+
+        return coroutine if iscoroutinefunction(function) else method
 
     return type(cls.__name__, (cls,), {name: around(getattr(cls, name)) for name in methods})
 
@@ -65,7 +76,7 @@ def watch(directory: Path) -> None:
     for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
         setattr(start, engine.__name__, spanned(engine, ["generate", "receive_weights"], directory))
     start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
-    start.RewardWorker = spanned(RewardWorker, ["rewards_now"], directory)  # type: ignore[misc]
+    start.RewardWorker = spanned(RewardWorker, ["rewards_now", "score"], directory)  # type: ignore[misc]
     Coordinator.step = spanned(Coordinator, ["step"], directory).step  # type: ignore[attr-defined,method-assign]
     Ledger.record = spanned(Ledger, ["record"], directory).record  # type: ignore[attr-defined,method-assign]
 

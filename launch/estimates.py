@@ -40,14 +40,14 @@ SLIME_PROCESS_BYTES = 8.5e9
 """Of a Megatron rank: 3.9 GB outside torch, and 4.6 that its allocator held in pieces, as seen at Qwen3-4B's shape."""
 ENGINE_BUFFER_BYTES = 2.8e9
 """CUDA graphs and activations of an engine, beyond what it preallocates for weights and cache."""
-LOGIT_BYTES, SLIME_LOGIT_BYTES = 10.0, 14.0
-"""Of one logit while its loss is computed: bf16, fp32, and the fp32 gradient; slime also keeps the softmax."""
-CHUNKED_LOGITS_BYTES = 2.0**30
-"""The torch trainer's limit of fp32 logits at once, `LOGITS_BYTES` of actors/trainers/forward.py."""
-EAGER_FACTOR, PLAIN_FACTOR = 2.0, 1.5
-"""What transformers' layers keep over Megatron's fused ones: norms in fp32, repeated keys, an unfused MLP. And
-Megatron's own without Transformer Engine: in Qwen3-4B's shape with 4096 tokens 24 GB, as a rank that ran out of memory
-in its loss showed."""
+LOGIT_BYTES, SLIME_LOGIT_BYTES = 4.0, 14.0
+"""Of one logit while its loss is computed or a token drawn. Where our kernels read it, bf16, and its gradient or a copy;
+slime has bf16, fp32, the fp32 gradient and the softmax."""
+CHUNKED_LOGITS = 2.0**30
+"""The torch trainer's limit of logits at once, `KERNEL_LOGITS_BYTES` of actors/trainers/forward.py."""
+UNFUSED_FACTOR = 1.5
+"""What layers of transformers, and Megatron's own without Transformer Engine, keep over fused ones: keys repeated, an
+unfused MLP. In Qwen3-4B's shape with 4096 tokens both came to 24 GB."""
 VLLM_KV_BYTES = 16 * 2.0**30
 """Most that the vLLM engine's cache takes, `KV_BYTES` of actors/engines/vllm_engine.py."""
 OF_WHAT_IS_LEFT, ALONE = 0.8, 0.85
@@ -177,7 +177,7 @@ def activation_bytes(shape: ModelShape, tokens: int, recompute: bool, factor: fl
 def logits_bytes(shape: ModelShape, tokens: int, is_chunked: bool) -> float:
     """Of one micro-batch of slime's, or of a chunk of one of the torch trainer's."""
     if is_chunked:
-        return min(tokens * shape.vocab, CHUNKED_LOGITS_BYTES / 4) * LOGIT_BYTES
+        return min(tokens * shape.vocab, CHUNKED_LOGITS) * LOGIT_BYTES
     return tokens * shape.vocab * SLIME_LOGIT_BYTES
 
 
@@ -197,7 +197,7 @@ def trainer_card_bytes(config: RunConfig, shape: ModelShape, ranks: int, has_te:
         parts["weight slots"] = 2.0 * shape.parameters * (slots if max(slots, ranks) > 1 else 0)
     elif config.cluster.weight_path == "slots":  # the engine's tensors as one rank writes them for its card
         parts["weight slots"] = 2.0 * shape.parameters
-    factor = EAGER_FACTOR if is_torch else 1.0 if has_te else PLAIN_FACTOR
+    factor = UNFUSED_FACTOR if is_torch or not has_te else 1.0
     parts["activations"] = activation_bytes(shape, tokens, trainer.recompute, factor)
     parts["logits"] = logits_bytes(shape, tokens, is_torch)
     return parts | {"trainer process": PROCESS_BYTES if is_torch else SLIME_PROCESS_BYTES}

@@ -17,7 +17,7 @@ from benchmarks.gpu.timeline import Span, read_spans
 from launch import start, start_slime
 
 PHASES = {
-    "rollout": ("generate",), "reward": ("rewards_now",), "train": ("train_step",),
+    "rollout": ("generate",), "reward": ("rewards_now", "score"), "train": ("train_step",),
     "push": ("push_weights", "fill_slot", "take_slot", "send_weights", "pass_on"),
     "load": ("_load",),  # of a torch engine: what it has received becomes what it draws with
     "verify": ("sent_tensors", "held_weights", "receive_weights"),

@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1",  # CUDA graphs are replayed after a profile, too
-    "RLHAIKU_KERNELS": "1", "RAY_memory_monitor_refresh_ms": "0",  # some machines' memory grows only as it is used
+    "RAY_memory_monitor_refresh_ms": "0",  # some machines' memory grows only as it is used
 }
 """A value the user has set wins."""
 QWEN3 = "model.path={scratch}/qwen3 rollout.max_tokens=64 evaluation.max_tokens=64"

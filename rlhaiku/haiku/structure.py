@@ -3,19 +3,19 @@
     text -> strip_template -> blocks of lines -> which three lines are the poem -> points
 
 A quarter for exactly three lines, and for each of the first three lines of the poem a quarter if some way to say it
-has the target's syllables, an eighth if some way is one off.
+has the target's syllables, an eighth if some way is one off. Of more than three lines the poem's points count by its
+share of the lines: who says more than a poem has more tries at one, and must not earn more for it.
 
-What is not the poem never shifts the targets, and what that costs is fixed:
+What is not the poem never shifts the targets:
 
     thoughts, template tokens, role lines, tags, fences, rules      removed, free
       (`---`), list marks
     more than three lines                                           the poem is the best of the blocks of three lines
                                                                     between blank lines, or if there is none the best
-                                                                    three in a row; the others cost the quarter for
-                                                                    exactly three lines
+                                                                    three in a row
     a line with letters of another script, or too long              no points for that line
 
-So nothing that says more than its three lines earns above 0.75. A line that announces (`Here is one:`, `# Pond`,
+So nothing that says more than its three lines earns above 9/16. A line that announces (`Here is one:`, `# Pond`,
 `**Pond**`) and a line cut by two slashes (`a / b / c`) are blocks of their own.
 """
 
@@ -91,7 +91,7 @@ class Structure:
     lines: tuple[Line, ...]
     """Every line, at most MAX_LINES; those with a target are the poem."""
     total: float
-    """In [0, 1], in eighths."""
+    """In [0, 1]; in eighths up to three lines."""
 
     @property
     def strict(self) -> bool:
@@ -156,8 +156,10 @@ def score_structure(text: str, dictionary: Dictionary | None = None) -> Structur
     spoken = [_speak(line, dictionary) for line in flat[:MAX_LINES]]
     start = _start(blocks, spoken) if len(spoken) > len(TARGETS) else 0
     lines = tuple([_line(line, _target(index - start)) for index, line in enumerate(spoken)])
-    total = _LINE_COUNT_POINTS * (len(lines) == len(TARGETS)) + sum([line.points for line in lines])
-    return Structure(lines, total)
+    points = sum([line.points for line in lines])
+    if len(lines) > len(TARGETS):
+        return Structure(lines, points * len(TARGETS) / len(lines))
+    return Structure(lines, points + _LINE_COUNT_POINTS * (len(lines) == len(TARGETS)))
 
 
 def _blocks(text: str) -> list[list[str]]:

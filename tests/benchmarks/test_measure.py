@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks, and that none of them has rotted."""
 
 import argparse
+import asyncio
 import json
 import os
 import subprocess
@@ -12,8 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from benchmarks import measure
-from benchmarks.coordinator_overhead import shares
-from benchmarks.gpu.timeline import union_s
+from benchmarks.coordinator_overhead import shares, spanned
+from benchmarks.gpu.timeline import read_spans, union_s
 from benchmarks.measure import Paired, Results, begin, interval, paired, read_results, refuse_when_busy
 from benchmarks.time_to_reward import curve, first_as_good
 from benchmarks.train_step import SGEMM_SIZE, Sgemm
@@ -144,6 +145,17 @@ def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(
     assert first_as_good(points, 0.6) == 24.0
     assert first_as_good(points, 0.05) == 6.0, "what was there before the first step took no time"
     assert first_as_good(points, 0.95) is None
+
+
+def test_coroutines_are_written_down_until_they_end(tmp_path):
+    class Worker:
+        async def score(self, poems):
+            await asyncio.sleep(0.2)
+            return poems
+
+    assert asyncio.run(spanned(Worker, ["score"], tmp_path)().score("ab")) == "ab"
+    ((began, ended),) = [span for file in tmp_path.glob("Worker-*.spans") for span in read_spans(file)]
+    assert ended - began >= 0.19
 
 
 @pytest.mark.parametrize("name", ["train_step", "weight_sync", "coordinator_overhead"])

@@ -103,16 +103,16 @@ def test_activations_are_all_that_layers_keep_or_their_inputs_and_one_layers_all
 
 def test_logits_are_several_buffers_and_may_be_made_in_chunks():
     assert logits_bytes(QWEN, 4096, is_chunked=False) == 4096 * 151_936 * 14  # 8.7 GB
-    assert logits_bytes(QWEN, 4096, is_chunked=True) == 2**30 / 4 * 10
-    assert logits_bytes(QWEN, 10, is_chunked=True) == 10 * 151_936 * 10
+    assert logits_bytes(QWEN, 8192, is_chunked=True) == 2**30 * 4
+    assert logits_bytes(QWEN, 10, is_chunked=True) == 10 * 151_936 * 4
 
 
 def test_limits_that_other_files_set():
     from actors.engines.vllm_engine import KV_BYTES
-    from actors.trainers.forward import LOGITS_BYTES
-    from launch.estimates import CHUNKED_LOGITS_BYTES, VLLM_KV_BYTES
+    from actors.trainers.forward import KERNEL_LOGITS_BYTES
+    from launch.estimates import CHUNKED_LOGITS, VLLM_KV_BYTES
 
-    assert (CHUNKED_LOGITS_BYTES, VLLM_KV_BYTES) == (LOGITS_BYTES, KV_BYTES)
+    assert (2 * CHUNKED_LOGITS, VLLM_KV_BYTES) == (KERNEL_LOGITS_BYTES, KV_BYTES)
 
 
 def test_a_rollout_reads_weights_or_computes_whichever_is_longer():
@@ -170,7 +170,7 @@ def test_the_reference_run():
     hours = (360 + 50 * plan.seconds["step"] + 6 * plan.seconds["evaluation"] + 5 * plan.seconds["save"]) / 3600
     assert plan.run_hours == pytest.approx(hours)
     assert plan.cost == pytest.approx(hours * 8 * 3.95)
-    workers = [f"reward worker {place}" for place in range(4)]
+    workers = [f"reward worker {place}" for place in range(8)]
     assert [actor.name for actor in plan.cpu_actors] == ["driver", "registry", *workers]
 
 
@@ -229,7 +229,7 @@ def test_the_torch_engine_keeps_a_prompt_once_a_group_and_the_logits_of_all_it_d
     settings = ["rollout.engine=torch", "trainer.backend=torch", "rollout.max_tokens=30", "evaluation.max_tokens=30"]
     parts = engine_card_bytes(load_config("reference", settings), QWEN)
     assert parts["engine KV cache"] == (16 * 60 + 128 * 30) * 147_456
-    assert parts["engine logits"] == 128 * 151_936 * 10
+    assert parts["engine logits"] == 128 * 151_936 * 4
 
 
 def test_engines_and_trainer_may_share_the_cards_between_them():

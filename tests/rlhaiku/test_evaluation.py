@@ -24,11 +24,11 @@ def groups(*answers):
 
 def test_summary_of_two_prompts():
     summary = summarize(groups(group(0, [GOOD, LONG]), group(1, [BAD, BAD], topic="cat")))
-    assert summary.structure_mean == pytest.approx((1 + 0.75 + 0 + 0) / 4)
+    assert summary.structure_mean == pytest.approx((1 + 0.5625 + 0 + 0) / 4)
     assert summary.strict_575 == 0.25
     assert summary.topic_mention == 0.5
     assert (summary.prompts, summary.completions) == (2, 4)
-    assert summary.structure_ci == (0.0, 0.875), "two prompts: the interval spans both of their means"
+    assert summary.structure_ci == (0.0, 0.78125), "two prompts: the interval spans both of their means"
 
 
 def test_distinct_2_counts_word_pairs_within_lines():
@@ -65,7 +65,7 @@ def test_compare_pairs_by_prompt_whatever_the_order():
     trained = groups(group(2, [GOOD]), group(1, [GOOD]), group(0, [BAD]))
     differences = compare(base, trained).differences
     assert list(differences) == ["structure_mean", "strict_575", "topic_mention"]
-    assert differences["structure_mean"].mean == pytest.approx(0.25 / 3)
+    assert differences["structure_mean"].mean == pytest.approx(0.4375 / 3)
     assert differences["strict_575"].mean == pytest.approx(1 / 3)
     assert astuple(differences["topic_mention"]) == (0.0, 0.0, 0.0)
     assert differences["structure_mean"].low == 0.0 < differences["structure_mean"].high

@@ -42,7 +42,7 @@ def test_a_poem_without_its_topic_loses_the_weight_and_the_topic_is_always_repor
 
 def test_a_poem_that_is_not_5_7_5_is_not_strict():
     scored = HaikuReward()(prompt("frog"), POEM + "\nthe end")
-    assert (scored.total, scored.components["strict"], scored.components["extra_lines"]) == (0.75, 0.0, 1.0)
+    assert (scored.total, scored.components["strict"], scored.components["extra_lines"]) == (0.5625, 0.0, 1.0)
 
 
 def test_5_7_5_that_is_no_language_earns_nothing():
@@ -65,7 +65,7 @@ def test_words_that_are_not_in_the_dictionary_are_reported():
         ("perfect", POEM + "\nthe end", 0.0),
         ("perfect", CATS, 0.0),
         ("soft", POEM, 1.0),
-        ("soft", POEM + "\nthe end", 0.75**2),
+        ("soft", POEM + "\nthe end", 0.5625**2),
         ("soft", CATS, 0.0),
         ("off", CATS, 1.0),
     ],

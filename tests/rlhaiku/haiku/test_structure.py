@@ -1,4 +1,6 @@
+import random
 import time
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -33,12 +35,12 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         (f"```haiku\n{POEM}```", 1.0, True),
         (f"<think>5-7-5 syllables\nfrog</think>\n\n{POEM}", 1.0, True),
         (f"so, a frog\n</think>\n{POEM}", 1.0, True),
-        (POEM + "\nI hope you like it", 0.75, False),
-        ("Title\n" + POEM, 0.75, False),
-        ("Title\n" + POEM.replace("silence", "calm"), 0.625, False),
-        ("Sure, here you go\n" + POEM.replace("silence", "calm") + "\nEnjoy", 0.625, False),
-        ("Sure, here you go\n" + POEM.replace("\n", " / ") + "\nEnjoy", 0.75, False),
-        ("Here\nis\none\n\n" + POEM, 0.75, False),
+        (POEM + "\nI hope you like it", 0.5625, False),
+        ("Title\n" + POEM, 0.5625, False),
+        ("Title\n" + POEM.replace("silence", "calm"), 0.46875, False),
+        ("Sure, here you go\n" + POEM.replace("silence", "calm") + "\nEnjoy", 0.375, False),
+        ("Sure, here you go\n" + POEM.replace("\n", " / ") + "\nEnjoy", 0.45, False),
+        ("Here\nis\none\n\n" + POEM, 0.375, False),
         ("assistant\n" + POEM, 1.0, True),
         ("<|im_start|>assistant\n" + POEM, 1.0, True),
         ("<start_of_turn>model\n" + POEM, 1.0, True),
@@ -47,11 +49,11 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         (f"<haiku>\n{POEM}\n</haiku>", 1.0, True),
         (f"{POEM}\n</think>", 1.0, True),
         (f"so, a frog\n</think>\n{POEM}</think><|im_end|>", 1.0, True),
-        ("Here is one:\n" + POEM, 0.75, False),
-        ("Here is one:\n\n" + POEM.replace("\n", " / "), 0.75, False),
-        ("Here is one:\n" + POEM.replace("\n", " / "), 0.75, False),
-        ("Sure!\n\nHere is one:\n" + POEM + "\n\nEnjoy", 0.75, False),
-        ("**Pond**\n\n" + POEM.replace("\n", "\n\n"), 0.75, False),
+        ("Here is one:\n" + POEM, 0.5625, False),
+        ("Here is one:\n\n" + POEM.replace("\n", " / "), 0.5625, False),
+        ("Here is one:\n" + POEM.replace("\n", " / "), 0.5625, False),
+        ("Sure!\n\nHere is one:\n" + POEM + "\n\nEnjoy", 0.375, False),
+        ("**Pond**\n\n" + POEM.replace("\n", "\n\n"), 0.5625, False),
         ("---\n" + POEM + "\n---", 1.0, True),
         ("**" + POEM.replace("\n", "**\n**") + "**", 1.0, True),
         (POEM.replace("pond\na", "pond:\na"), 1.0, True),
@@ -182,10 +184,22 @@ def test_strip_template(text, expected):
 
 
 @given(st.lists(verses, min_size=3, max_size=3), st.lists(verses, min_size=1, max_size=4))
-def test_what_is_said_besides_the_poem_always_costs_the_quarter(poem, more):
+def test_what_is_said_besides_the_poem_costs_the_quarter_and_its_share(poem, more):
     for text in ("\n".join(poem + more), "\n".join(more + poem), "Here:\n" + "\n".join(poem)):
-        assert score_structure(text).total <= 0.75
-    assert score_structure("\n".join(poem) + "\n\nEnjoy").total == score_structure("\n".join(poem)).total - 0.25
+        structure = score_structure(text)
+        assert structure.total <= 0.75 * 3 / len(structure.lines)
+    alone = score_structure("\n".join(poem)).total
+    assert score_structure("\n".join(poem) + "\n\nEnjoy").total == pytest.approx((alone - 0.25) * 3 / 4)
+
+
+def test_more_lines_are_no_more_tries_at_a_poem():
+    """A policy that knows nothing yet must not find that longer texts earn more: it would never learn to stop."""
+    draw = random.Random(0)
+    means = []
+    for count in range(3, 10):
+        texts = ["\n".join(" ".join(["moon"] * draw.randint(2, 10)) for _ in range(count)) for _ in range(400)]
+        means.append(fmean(score_structure(text).total for text in texts))
+    assert means[0] > 1.5 * max(means[1:]), means
 
 
 @given(st.lists(verses, max_size=8))
@@ -194,7 +208,7 @@ def test_only_exactly_5_7_5_reaches_the_top(poem):
     well_formed = tuple(line.syllables for line in structure.lines) == TARGETS
     assert structure.strict == well_formed == (structure.total == 1.0)
     assert well_formed or structure.total <= 0.875
-    assert len(structure.lines) == 3 or structure.total <= 0.75
+    assert len(structure.lines) == 3 or structure.total <= 0.5625
 
 
 @given(st.lists(verses, min_size=3, max_size=3), st.integers(0, 2))
@@ -204,9 +218,10 @@ def test_a_line_nearer_to_its_target_never_lowers_the_score(poem, place):
 
 
 @given(prose)
-def test_any_text_scores_in_eighths_between_0_and_1(text):
+def test_any_text_scores_in_eighths_of_the_poems_share(text):
     structure = score_structure(text)
-    assert structure.total in {eighths / 8 for eighths in range(9)}
+    count = max(3, len(structure.lines))
+    assert structure.total in {eighths / 8 * 3 / count for eighths in range(9)}
     assert all(line.text == line.text.strip() != "" for line in structure.lines)
 
 
@@ -228,9 +243,9 @@ def test_appending_template_tokens_changes_nothing(text, tokens):
 
 @given(st.lists(verses, min_size=3, max_size=3), st.sampled_from(["moon", "moon moon moon"]), st.integers(0, 2))
 def test_a_title_costs_a_near_miss_what_it_costs_a_poem(poem, title, blanks):
-    """A line above never shifts the targets: what is lost is the quarter for exactly three lines."""
+    """A line above never shifts the targets."""
     below = score_structure("\n".join(poem)).total
-    assert score_structure(title + "\n" * (1 + blanks) + "\n".join(poem)).total >= below - 0.25
+    assert score_structure(title + "\n" * (1 + blanks) + "\n".join(poem)).total >= (below - 0.25) * 3 / 4
 
 
 @given(prose, st.sampled_from(["<think>", "<think>syllables\n"]))
