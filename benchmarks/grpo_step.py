@@ -31,6 +31,8 @@ LR = 1e-5
 """On CPUs, for a model of one's own; the laptop preset's is the bundled model's."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
+PHASES = ("rollout", "train", "sync")
+"""Of a step of ours; the rest of it is the coordinator's."""
 TIMEOUT_S = 1800.0
 
 
@@ -98,7 +100,7 @@ def run_ours(config: RunConfig, directory: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "seconds": said(done.stdout, "SECONDS "),
-        "sync": [row["time/sync_s"] for row in rows],
+        **{phase: [row[f"time/{phase}_s"] for row in rows] for phase in PHASES},
         "gap": [row["train/logprob_gap"] for row in rows],
         "reward": [row["reward/mean"] for row in rows],
         "length": [row["completion/length_mean"] for row in rows],
@@ -134,12 +136,14 @@ def add_ratio(
 ) -> None:
     """Prints the ratio of the runs' median steps and appends its record."""
     found = guards(peers, ours, WARM_UP)
-    print(*found, sep="\n")
+    medians = [f"{phase} {median(value for run in ours for value in run[phase][WARM_UP:]):.3f}" for phase in PHASES]
+    print(*found, f"a step of ours: {', '.join(medians)} s", sep="\n")
     samples = {
         f"{who}_{what}": [value for run in side for value in run[key][WARM_UP:]]
         for who, side in (("baseline", peers), ("ours", ours))
         for key, what in (("seconds", "step_s"), ("length", "tokens"), ("reward", "reward"))
-    } | {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
+    } | {f"ours_{phase}_s": [value for run in ours for value in run[phase][WARM_UP:]] for phase in PHASES}
+    samples |= {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
     ratios = [theirs / mine for theirs, mine in zip(samples["baseline_s"], samples["ours_s"], strict=True)]
     low, high = interval(ratios)
     lengths = f"mean length {fmean(samples['baseline_tokens']):.1f} and {fmean(samples['ours_tokens']):.1f} tokens"

@@ -41,8 +41,8 @@ SLIME_PROCESS_BYTES = 8.5e9
 ENGINE_BUFFER_BYTES = 2.8e9
 """CUDA graphs and activations of an engine, beyond what it preallocates for weights and cache."""
 LOGIT_BYTES, SLIME_LOGIT_BYTES = 4.0, 14.0
-"""Of one logit while its loss is computed or a token drawn. Where our kernels read it, bf16, and its gradient or a copy;
-slime has bf16, fp32, the fp32 gradient and the softmax."""
+"""Of one logit while its loss is computed or a token drawn: bf16, and its gradient or a copy, where our kernels read
+it; slime has bf16, fp32, the fp32 gradient and the softmax."""
 CHUNKED_LOGITS = 2.0**30
 """The torch trainer's limit of logits at once, `KERNEL_LOGITS_BYTES` of actors/trainers/forward.py."""
 UNFUSED_FACTOR = 1.5

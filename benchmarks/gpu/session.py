@@ -100,7 +100,7 @@ STAGES = {
     "step": _module("grpo_step", 500, f"{PEER} --gpu torch vllm --pairs 1 --model {{scratch}}/smollm2", None),
     "to_reward": _module(
         "time_to_reward", 560,
-        f"{PEER} --gpu torch --seeds 0 --steps 100 --every 20 --set {SMOLLM} trainer.lr=2e-5", None,
+        f"{PEER} --gpu torch --seeds 0 --steps 100 --every 20 --set {SMOLLM} trainer.lr=5e-5", None,
     ),
     "curve": Stage(
         "-m benchmarks.gpu.learning_curve --model {scratch}/smollm2 --directory {scratch}/curve --seconds {seconds} "
