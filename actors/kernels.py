@@ -2,6 +2,7 @@
 """
 
 import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 
@@ -10,6 +11,11 @@ import torch
 
 @cache
 def has_kernels() -> bool:
-    """On an NVIDIA GPU with Triton, but for RLHAIKU_KERNELS=0: 1.29 x rollouts, 1.05 x train steps in 4B's shape."""
-    is_wanted = os.environ.get("RLHAIKU_KERNELS", "1") != "0"
-    return is_wanted and torch.cuda.is_available() and find_spec("triton") is not None
+    """On an NVIDIA GPU with Triton and the C compiler it needs, but for RLHAIKU_KERNELS=0.
+
+    They are worth 1.29 x in rollouts and 1.05 x in train steps of Qwen3-4B's shape (benchmarks/RESULTS.md).
+    """
+    if os.environ.get("RLHAIKU_KERNELS", "1") == "0" or not torch.cuda.is_available() or torch.version.hip:
+        return False
+    has_compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
+    return has_compiler and find_spec("triton") is not None

@@ -48,7 +48,7 @@ class Record(BaseModel):
     """Of the samples, where their name does not say another."""
     samples: dict[str, list[float]]
     """Everything that was measured, in the order in which it was."""
-    order: Literal["ABBA", "by seed", "one side"]
+    order: Literal["ABBA", "one pair", "by seed", "one side"]
     """How the sides took turns; `by seed`: the other one begins with each seed."""
     bound: str = ""
     """What the machine allows, measured in the same run."""

@@ -1,4 +1,4 @@
-"""How long until a held-out reward, fixed beforehand or the best that TRL reaches: TRL's seconds over ours.
+"""How long until a held-out reward, fixed beforehand or nearly the best that TRL reaches: TRL's seconds over ours.
 
     python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2] [--every 5]
                                         [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
@@ -44,6 +44,8 @@ with local_ray(placement.total_cpus, placement.num_gpus):
         if max(reached) >= target:
             break
 """
+NEARLY = 0.98
+"""Of the best: on a plateau that one is anywhere."""
 Point = tuple[int, float, float]
 """Step, seconds of training until then, structure x legitimacy."""
 
@@ -110,7 +112,8 @@ def measure(options: argparse.Namespace, seed: int, scratch: Path, results: Resu
             curves[side], packages = peer_curve(options, config, scratch)
         said = ", ".join(f"{reached:.3f} after {seconds:.0f} s" for _, seconds, reached in curves[side])
         print(f"  seed {seed}, {side}: {said}", flush=True)
-    target = max(reached for _, _, reached in curves["baseline"]) if options.target is None else options.target
+    best = max(reached for _, _, reached in curves["baseline"])
+    target = NEARLY * best if options.target is None else options.target
     theirs, mine = (first_as_good(curves[side], target) for side in ("baseline", "ours"))
     ratio = theirs / mine if theirs and mine else None
     results.add({
@@ -130,7 +133,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--peer-python", required=True)
     made.add_argument("--target", type=float,
-                      help="structure x legitimacy on the held-out prompts; by default the best that TRL reaches")
+                      help="structure x legitimacy of the held-out prompts; by default nearly TRL's best")
     made.add_argument("--steps", type=int, default=25, help="of both sides, at most")
     made.add_argument("--every", type=int, default=5, help="steps between evaluations")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -150,7 +153,7 @@ def main() -> None:
             ratios.append(measure(options, seed, scratch, results))
     reached = [ratio for ratio in ratios if ratio is not None]
     ratio = median(reached) if len(reached) == len(ratios) else None
-    what = "the best that TRL reaches" if options.target is None else options.target
+    what = f"{NEARLY:.0%} of the best that TRL reaches" if options.target is None else options.target
     record = results.add({
         "name": f"time to held-out structure, {what}: TRL / rlhaiku", "kind": "speed-up", "ratio": ratio,
         "low": min(reached, default=None), "high": max(reached, default=None), "goal": 2.5 if options.gpu else 1.5,

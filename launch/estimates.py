@@ -15,14 +15,12 @@ from rlhaiku.errors import BadInput
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 60, 30
 """Of a haiku, mean: P and C."""
-ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.25, "torch": 0.25}
-"""Of the decoding limit, by engine: SGLang's and the torch engine's as measured on one H200 in Qwen3-4B's shape
-(benchmarks/RESULTS.md); vLLM's is assumed to be like the latter."""
-TRAINER_SHARES = {"megatron": 0.18, "torch": 0.4}
-"""Of the peak (MFU), measured there too: Megatron in 4B's shape, without Transformer Engine, in micro-batches of 2048
-tokens; the torch trainer in 1.7B's."""
+ENGINE_SHARES = {"sglang": 0.1, "vllm": 0.22, "torch": 0.36}
+"""Of the decoding limit, by engine, as measured on an H200 in Qwen3-4B's shape (benchmarks/RESULTS.md)."""
+TRAINER_SHARES = {"megatron": 0.18, "torch": 0.5}
+"""Of the peak (MFU), measured there too: Megatron's without Transformer Engine, in micro-batches of 2048 tokens."""
 SYNC_FACTOR, LINK_FACTOR = 20.0, 3.3
-"""Weight sync over a plain copy of the same bytes on a card, as measured with SGLang (15 with vLLM), and over their way
+"""Weight sync over a plain copy of the same bytes on a card, as measured with SGLang (11 with vLLM), and over their way
 from one card to another, as measured with the torch engine beside one trainer rank; with several, assumed."""
 SLIME_SYNC_BYTES_PER_S, SLIME_LINK_BYTES_PER_S = 11.3e9, 16.7e9
 """slime's own way to an engine on the same card and on another, as measured."""

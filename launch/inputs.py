@@ -5,8 +5,10 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.reward_worker import RewardSpec
+from rlhaiku import haiku
 from rlhaiku.config import RunConfig, fingerprint
 from rlhaiku.errors import BadInput
 from rlhaiku.types import Prompt
@@ -56,8 +58,10 @@ class Inputs:
 
 
 def _code(thing: object) -> str:
-    """A function's or an object's source; where Python has none, its name."""
+    """A function's or an object's source, and of what is ours all that it stands on; its name where Python has none."""
     named = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    if named.__module__.startswith(f"{haiku.__name__}."):
+        return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(haiku.__file__).parent.glob("*.py")))
     try:
         return inspect.getsource(named)
     except (OSError, TypeError):

@@ -126,7 +126,7 @@ def plan_placement(config: RunConfig, num_cores: int) -> Placement:
     return Placement(
         engine_cpus=(rollout.threads_per_engine,) * rollout.num_engines,
         trainer_cpus=config.trainer.threads,
-        # A reward worker scores a whole tile in a millisecond: it needs a process, not a core.
+        # A reward worker has work for some hundredths of a second a step: it needs a process, not a core.
         reward_cpus=(1,) * config.reward.num_workers,
         engine_bundles=engine_bundles,
         rank_bundles=rank_bundles,

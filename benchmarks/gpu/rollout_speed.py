@@ -152,7 +152,7 @@ def against_stock(
                              pairs=pairs, note=note)
             ours = OnCardByVllm(spec)
             for what, size in sizes:
-                yield paired(f"{name}: stock vLLM / our vLLM engine, {what}", in_one, bare(ours, size, take),
+                yield paired(f"{name}: stock vLLM / our vLLM engine, tuned, {what}", in_one, bare(ours, size, take),
                              pairs=pairs, goal=3, note=note)
             profile(in_one, "stock, the caller's process")
         yield of_seeds(ours, name, groups, pairs, note)
@@ -202,7 +202,8 @@ def measure(smoke: bool) -> Iterator[Paired]:
             print("vLLM is not installed: the rest is not measured")
             return
         use_settings("0")
-        options = TUNED | {"max_model_len": CONTEXT}  # what is compiled for the one serves the other
+        # Tuned like stock vLLM at its best: what is compiled for the one serves the other.
+        options = TUNED | {"max_model_len": CONTEXT}
         by_vllm = VllmSpec(model, unused, 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=tuple(options.items()))
         yield from against_stock(by_vllm, engine, name, groups, pairs, note)
 

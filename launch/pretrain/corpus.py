@@ -60,7 +60,7 @@ class CorpusStatistics:
 def structure_score(meter: Sequence[int]) -> float:
     """How near the syllables per line come to a haiku, 0 to 1.
 
-    A quarter for three lines; for each of the first three lines a quarter if exact, an eighth if one off.
+    As the tutorial: a quarter for three lines; for each of the first three a quarter if exact, an eighth if one off.
     """
     score = 0.25 if len(meter) == len(HAIKU_METER) else 0.0
     for length, target in zip(meter, HAIKU_METER, strict=False):

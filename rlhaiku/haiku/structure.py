@@ -1,4 +1,4 @@
-"""How close a text is to three lines of 5, 7 and 5 syllables, in quarter points.
+"""How close a text is to three lines of 5, 7 and 5 syllables, in [0, 1].
 
     text -> strip_template -> blocks of lines -> which three lines are the poem -> points
 
@@ -78,7 +78,7 @@ class Line:
 
     @property
     def points(self) -> float:
-        """In quarters of the whole: 0.25, 0.125 or 0."""
+        """Of the whole, while there are no more than three lines: 0.25, 0.125 or 0."""
         if self.target is None or self.error:
             return 0.0
         return _POINTS_BY_DISTANCE.get(abs(self.syllables - self.target), 0.0)

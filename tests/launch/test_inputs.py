@@ -1,11 +1,14 @@
 """What a resume compares with the attempt before it."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from actors.reward_worker import RewardSpec
 from launch.inputs import Inputs
+from rlhaiku import haiku
 from rlhaiku.config import load_config
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.reward import HaikuReward
@@ -20,6 +23,7 @@ def sea_words(prompt, text):
 PROMPTS = [make_prompt("cat"), make_prompt("dog")]
 REWARD = RewardSpec(((HaikuReward(), 1.0),))
 BEFORE = Inputs(load_config("laptop"), PROMPTS, REWARD)
+FINGERPRINT = BEFORE.fingerprint()
 
 
 def test_the_same_inputs_are_the_same():
@@ -39,6 +43,15 @@ def test_what_changes_rewards_or_weights_is_named_but_allowed(inputs, changed):
     assert inputs.changed_since(BEFORE.fingerprint()) == changed
     assert inputs.fingerprint() != BEFORE.fingerprint()
     inputs.check_resumable(BEFORE.fingerprint())
+
+
+def test_all_that_our_reward_stands_on_is_looked_at(tmp_path, monkeypatch):
+    copied = shutil.copytree(Path(haiku.__file__).parent, tmp_path / "haiku", ignore=shutil.ignore_patterns("data"))
+    monkeypatch.setattr(haiku, "__file__", str(copied / "__init__.py"))
+    assert BEFORE.changed_since(FINGERPRINT) == []
+    with (copied / "structure.py").open("a") as file:
+        file.write("# another rule\n")
+    assert BEFORE.changed_since(FINGERPRINT) == ["reward"]
 
 
 @pytest.mark.parametrize(("inputs", "name"), [

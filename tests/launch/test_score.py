@@ -37,6 +37,10 @@ def test_json_is_one_object_a_line():
     assert second["lines"] == [{"text": "our fire", "syllables": [2, 4], "target": 5}]
 
 
+def test_what_further_lines_cost_is_said():
+    assert "points x 3/5" in printed(score_poem(f"Enjoy!\n{POEM}\nEnd"))
+
+
 def test_a_piped_poem_is_readable():
     done = rlhaiku("-", stdin=POEM)
     assert done.returncode == 0, done.stderr
