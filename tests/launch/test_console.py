@@ -151,7 +151,7 @@ def test_the_header_says_what_runs_where(reporter):
 
 @pytest.mark.parametrize(("preset", "overrides", "words"), [
     ("one-gpu", [], "1 engine and the trainer on GPU 0"),
-    ("reference", [], "engine i and trainer rank i on GPU i, 8 of them; 4 reward workers"),
+    ("reference", [], "engine i and trainer rank i on GPU i, 8 of them; 8 reward workers"),
     ("reference", ["cluster.colocate=false", "rollout.num_engines=4"], "engines on GPU 0-3; trainer ranks on GPU 4-7"),
     ("laptop", ["cluster.num_nodes=2"], "node 0: trainer, engine 0, reward worker 0; node 1: engine 1"),
 ])

@@ -283,7 +283,7 @@ def test_what_actors_are_started_with_holds_no_secret():
 def test_cards_of_the_reference_run():
     placement = plan_gpus(load_config("reference"))
     assert placement.engine_gpus == placement.rank_gpus == tuple(range(8))
-    assert len(placement.bundles) == 12 and placement.total_cpus == 12
+    assert len(placement.bundles) == 16 and placement.total_cpus == 16
 
 
 def test_cards_of_a_split_run():
