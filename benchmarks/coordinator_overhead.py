@@ -35,6 +35,7 @@ from rlhaiku.coordinator import Coordinator
 from rlhaiku.ledger import Ledger
 
 GOAL = 0.02
+ENGINES = (TorchEngine, GpuTorchEngine, VllmEngine)
 FIRST_STEP = 3
 """Earlier ones warm up."""
 
@@ -73,7 +74,7 @@ def shares(windows: Sequence[Span], work: Sequence[Span]) -> list[float]:
 def watch(directory: Path) -> None:
     """Has every actor of the next run, its coordinator and its ledger leave their spans in `directory`."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    for engine in (TorchEngine, GpuTorchEngine, VllmEngine):
+    for engine in ENGINES:
         setattr(start, engine.__name__, spanned(engine, ["generate", "receive_weights"], directory))
     start.TorchTrainer = spanned(TorchTrainer, ["train_step", "send_weights"], directory)  # type: ignore[misc]
     start.RewardWorker = spanned(RewardWorker, ["rewards_now", "score"], directory)  # type: ignore[misc]

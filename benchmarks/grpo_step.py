@@ -139,9 +139,9 @@ def add_ratio(
     medians = [f"{phase} {median(value for run in ours for value in run[phase][WARM_UP:]):.3f}" for phase in PHASES]
     print(*found, f"a step of ours: {', '.join(medians)} s", sep="\n")
     samples = {
-        f"{who}_{what}": [value for run in side for value in run[key][WARM_UP:]]
+        f"{who}_{named}": [value for run in side for value in run[key][WARM_UP:]]
         for who, side in (("baseline", peers), ("ours", ours))
-        for key, what in (("seconds", "step_s"), ("length", "tokens"), ("reward", "reward"))
+        for key, named in (("seconds", "step_s"), ("length", "tokens"), ("reward", "reward"))
     } | {f"ours_{phase}_s": [value for run in ours for value in run[phase][WARM_UP:]] for phase in PHASES}
     samples |= {"baseline_s": [_step_s(run) for run in peers], "ours_s": [_step_s(run) for run in ours]}
     ratios = [theirs / mine for theirs, mine in zip(samples["baseline_s"], samples["ours_s"], strict=True)]
@@ -151,8 +151,7 @@ def add_ratio(
     record = results.add({
         "name": f"GRPO step, {what}: TRL / rlhaiku", "kind": "speed-up", "ratio": median(ratios), "low": low,
         "high": high, "goal": None if is_void else goal, "unit": "s", "samples": samples,
-        "order": "ABBA" if len(ratios) > 1 else "one pair",
-        "peer_packages": peers[0]["packages"],
+        "order": "ABBA" if len(ratios) > 1 else "one pair", "peer_packages": peers[0]["packages"],
         "note": f"{lengths}; baseline_s and ours_s: a run's median step after the first {WARM_UP}; " + "; ".join(found),
     })  # fmt: skip
     print(f"{record.name} {record.ratio:.2f}x [{low:.2f}, {high:.2f}] {[round(ratio, 2) for ratio in ratios]}, "

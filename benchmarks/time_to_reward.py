@@ -112,8 +112,9 @@ def measure(options: argparse.Namespace, seed: int, scratch: Path, results: Resu
             curves[side], packages = peer_curve(options, config, scratch)
         said = ", ".join(f"{reached:.3f} after {seconds:.0f} s" for _, seconds, reached in curves[side])
         print(f"  seed {seed}, {side}: {said}", flush=True)
-    best = max(reached for _, _, reached in curves["baseline"])
-    target = NEARLY * best if options.target is None else options.target
+    target = options.target
+    if target is None:
+        target = NEARLY * max(reached for _, _, reached in curves["baseline"])
     theirs, mine = (first_as_good(curves[side], target) for side in ("baseline", "ours"))
     ratio = theirs / mine if theirs and mine else None
     results.add({

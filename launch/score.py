@@ -136,11 +136,9 @@ def _count_view(line: ShownLine) -> Text:
 
 
 def _bar(name: str, value: float) -> Text:
-    """A bar for a component in [0, 1]; for what counts against a poem, an empty one is good. For lines that are not of
-    the poem, what they cost it.
-    """
+    """A bar for a component in [0, 1], for what counts against a poem an empty one is good; what further lines cost."""
     if name == "extra_lines":
-        return Text(f"points x 3/{3 + value:.0f}", style="yellow") if value else Text()
+        return Text(f"points x {len(TARGETS)}/{len(TARGETS) + value:.0f}", style="yellow") if value else Text()
     filled = round(min(1.0, max(0.0, value)) * _BAR)
     against = name == "oov_share"
     neutral = name in ("topic", "strict")

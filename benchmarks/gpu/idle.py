@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from benchmarks.coordinator_overhead import add_overhead, steps_of, watch
+from benchmarks.coordinator_overhead import ENGINES, add_overhead, steps_of, watch
 from benchmarks.gpu.timeline import ON_DEVICE, Span, idle_share, read_trace, union_s
 from benchmarks.measure import begin, parser
 from launch import start
@@ -26,8 +26,6 @@ from launch.local import run
 from rlhaiku.config import RunConfig, load_config
 
 GOAL = 0.20
-ENGINES = ("TorchEngine", "GpuTorchEngine", "VllmEngine")
-"""As the start of a run knows them."""
 WARM, PLAIN, RECORDED = 3, 12, 6
 """Steps: not counted, timed as they are, and with the profiler (of which the first and last are cut)."""
 
@@ -60,9 +58,10 @@ def record(config: RunConfig, directory: Path) -> tuple[list[Span], dict[str, li
     """The steps of a run, and what kept the card busy by process, in the last steps."""
     steps = (WARM + PLAIN, WARM + PLAIN + RECORDED - 1)
     watch(directory)
-    for name in ENGINES:
-        made = traced(getattr(start, name), "generate", lambda requests: requests[0].weight_version, directory, steps)
-        setattr(start, name, made)
+    for engine in ENGINES:
+        watched = getattr(start, engine.__name__)
+        made = traced(watched, "generate", lambda requests: requests[0].weight_version, directory, steps)
+        setattr(start, engine.__name__, made)
     start.TorchTrainer = traced(  # type: ignore[misc]
         start.TorchTrainer, "train_step", lambda batch: batch.step, directory, steps,
     )
@@ -105,8 +104,7 @@ def main() -> None:
         "name": name, "kind": "share", "ratio": share, "low": min(shares), "high": max(shares), "goal": GOAL,
         "unit": "s", "order": "one side",
         "samples": {"share": shares, "step_s": step_s, **{f"busy_s {who}": [each] for who, each in busy.items()}},
-        "note": f"share of all recorded steps, least and most of one; step_s: without and with the profiler; "
-                f"{said}",
+        "note": f"share of all recorded steps, least and most of one; step_s: without and with the profiler; {said}",
     })  # fmt: skip
 
 

@@ -55,11 +55,11 @@ def asker(groups: int, *, each: int = GROUP_SIZE) -> Callable[[], list[GroupRequ
     return take
 
 
-def use_settings(multiprocessing: str) -> None:
+def use_settings(*, own_process: bool) -> None:
     """Our vLLM engine's environment, where the user has set none, and whether the next engine has its own process."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = multiprocessing
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))
 
 
 class StockVllm:
@@ -70,11 +70,11 @@ class StockVllm:
         from vllm import LLM, envs
 
         envs.disable_envs_cache()  # an engine in this process has frozen what it read
-        use_settings("1")
+        use_settings(own_process=True)
         self._flat_logprobs = flat_logprobs
         self._llm = LLM(str(model), dtype="bfloat16", skip_tokenizer_init=True, max_model_len=CONTEXT,
                         max_num_seqs=1024, gpu_memory_utilization=0.01, **options)
-        use_settings("0")
+        use_settings(own_process=False)
 
     def __enter__(self) -> "StockVllm":
         return self

@@ -42,7 +42,7 @@ from benchmarks.gpu.rollout import (
     profile,
     use_settings,
 )
-from benchmarks.gpu.roofline import DEVICE, Roofline, measure_roofline
+from benchmarks.gpu.roofline import DEVICE, Roofline, measure_roofline, print_kernels
 from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, paired, standard_main
 
@@ -77,17 +77,12 @@ Unsynced = OnCard if DEVICE == "cuda" else Rehearsed
 
 def kernels(engine: TorchEngine, groups: int, line: Roofline) -> None:
     """Prints the kernels of a rollout, how long the card had work, and the least time its bytes take."""
-    from torch.profiler import ProfilerActivity, profile
-
     work = bare(engine, groups, asker(groups))
     work()
     started = time.perf_counter()
     work()
     wall_s = time.perf_counter() - started
-    with profile(activities=[ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU]) as profiled:
-        work()
-    sort = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    print(profiled.key_averages().table(sort_by=sort, row_limit=18, max_name_column_width=70))
+    print_kernels(work, 18)
     print(f"one rollout: {wall_s:.3f} s, {groups * GROUP_SIZE * MAX_TOKENS / wall_s:.0f} tokens/s; at this card's copy "
           f"and matmul rates it cannot take less than {least_s(engine, groups, line):.3f} s", flush=True)
 
@@ -201,7 +196,7 @@ def measure(smoke: bool) -> Iterator[Paired]:
         if not find_spec("vllm"):
             print("vLLM is not installed: the rest is not measured")
             return
-        use_settings("0")
+        use_settings(own_process=False)
         # Tuned like stock vLLM at its best: what is compiled for the one serves the other.
         options = TUNED | {"max_model_len": CONTEXT}
         by_vllm = VllmSpec(model, unused, 2, 0, groups * GROUP_SIZE, MAX_TOKENS, options=tuple(options.items()))

@@ -15,7 +15,7 @@ import torch
 from actors.kernels import has_kernels
 from actors.trainers import forward
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
-from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, wait_for_device
+from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, print_kernels, wait_for_device
 from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, begin, paired, parser
 from benchmarks.models import batch
@@ -57,16 +57,6 @@ def against_matmul(name: str, policy: TorchTrainer, made: TrainBatch, line: Roof
     return replace(result, note=f"{flops / 1e12:.1f} TFLOP useful, {speed:.0f} TFLOP/s; {line}")
 
 
-def kernels(policy: TorchTrainer, made: TrainBatch) -> None:
-    """Prints which kernels a step spends the card's time in, and how long the card had none."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU]) as profiled:
-        policy.train_step(made)
-    sort = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    print(profiled.key_averages().table(sort_by=sort, row_limit=14, max_name_column_width=70))
-
-
 def measure_model(size: str, groups: int, line: Roofline, pairs: int, *, compiled: bool = False) -> Iterator[Paired]:
     """A step against the matmul, and sharing prompts against not; or, `compiled`, the first with its layers compiled.
     """
@@ -78,7 +68,7 @@ def measure_model(size: str, groups: int, line: Roofline, pairs: int, *, compile
     loss = fitted(policy, made)
     print(f"    {name}: first loss {loss:.5f}, {policy._spec.trainer.micro_batch_tokens} tokens at once", flush=True)
     yield against_matmul(name, policy, made, line, pairs)
-    kernels(policy, made)
+    print_kernels(lambda: policy.train_step(made), 14)
     if not compiled:
         if has_kernels():
             yield of_kernels(name, policy, made, line, pairs)
@@ -146,11 +136,11 @@ def main() -> None:
     sizes, groups, pairs = ([SMOKE], 8, 2) if options.smoke else (options.sizes, 128, 4)
     if DEVICE == "cuda" and torch.cuda.get_device_properties(0).total_memory < BIG_CARD:
         sizes = [size for size in sizes if size != "4B"]
-    for size in sizes:
-        for result in measure_model(size, groups, line, pairs):
-            results.add_paired(result)
-    if "0.6B" in sizes:
-        for result in measure_model("0.6B", groups, line, pairs, compiled=True):
+    runs = [(size, False) for size in sizes]
+    if "0.6B" in sizes and not options.smoke:
+        runs.append(("0.6B", True))
+    for size, compiled in runs:
+        for result in measure_model(size, groups, line, pairs, compiled=compiled):
             results.add_paired(result)
 
 
