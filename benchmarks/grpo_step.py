@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.measure import ROOT, Results, begin, interval, parser
 from benchmarks.models import bundled
-from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, said
+from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, own_gap, said
 from launch.checks import resolve_model
 from launch.local import load_prompts
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
@@ -29,6 +29,8 @@ from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 THREADS, GPU_THREADS = 2, 8
 LR = 1e-5
 """On CPUs, for a model of one's own; the laptop preset's is the bundled model's."""
+GPU_TOKENS = 16_384
+"""A step's in one micro-batch, as TRL takes them."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
 PHASES = ("rollout", "train", "sync")
@@ -41,12 +43,13 @@ def settings(model: Path, options: argparse.Namespace, engine: str | None) -> Ru
     groups, steps, max_tokens = (
         (2, 3, 8) if options.smoke else (32, 12, 48) if options.gpu else (2, 4, 32) if options.model else (16, 6, 48)
     )
-    more = [f"rollout.engine={engine}"] if engine else [f"trainer.lr={LR}"] if options.model else []
+    on_gpu = [f"rollout.engine={engine}", f"trainer.micro_batch_tokens={GPU_TOKENS}"]
+    more = on_gpu if engine else [f"trainer.lr={LR}"] if options.model else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *more, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
         "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}",
-        "evaluation.num_prompts=1", "evaluation.samples_per_prompt=1", f"evaluation.max_tokens={max_tokens}",
+        "evaluation.num_prompts=4", f"evaluation.max_tokens={max_tokens}",
         f"output.save_interval={steps}",
     ])
 
@@ -132,10 +135,11 @@ def _step_s(run: dict[str, Any]) -> float:
 
 
 def add_ratio(
-    results: Results, what: str, peers: list[dict[str, Any]], ours: list[dict[str, Any]], goal: float
+    results: Results, what: str, peers: list[dict[str, Any]], ours: list[dict[str, Any]], goal: float, gap: float
 ) -> None:
-    """Prints the ratio of the runs' median steps and appends its record."""
-    found = guards(peers, ours, WARM_UP)
+    """Prints the ratio of the runs' median steps and appends its record; `gap`: the model's own, 0 if it matters not.
+    """
+    found = guards(peers, ours, WARM_UP, gap)
     medians = [f"{phase} {median(value for run in ours for value in run[phase][WARM_UP:]):.3f}" for phase in PHASES]
     print(*found, f"a step of ours: {', '.join(medians)} s", sep="\n")
     samples = {
@@ -169,11 +173,14 @@ def main() -> None:
     made.add_argument("--pairs", type=int, default=5)
     options = made.parse_args()
     results = begin(options)
+    model = options.model or bundled()
     with tempfile.TemporaryDirectory() as name:
-        peers, ours = take_turns(options, Path(name), options.model or bundled())
+        peers, ours = take_turns(options, Path(name), model)
+        base = next(Path(name).glob("ours-*/eval/step-000000.json"))
+        gap = own_gap(model, base) if options.gpu else 0.0
     what = options.model.name if options.model else "bundled model"
     for engine, runs in ours.items():
-        add_ratio(results, f"{what}, one GPU, {engine}" if engine else what, peers, runs, 3 if engine else 1.7)
+        add_ratio(results, f"{what}, one GPU, {engine}" if engine else what, peers, runs, 3 if engine else 1.7, gap)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """How both sides of a comparison with TRL are started and listened to, and what must hold for it to mean anything."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -29,7 +31,8 @@ print("SECONDS " + json.dumps(seconds), flush=True)
 """
 """A run of ours, and the wall time of each of its steps, whole: TRL's clock, too, stops for nothing."""
 MAX_GAP = 0.02
-"""Mean |trainer logprob - rollout logprob|, in bf16."""
+"""Mean |trainer logprob - rollout logprob|, in bf16; for a model that rounds more by itself, what two such roundings
+differ by: see `own_gap`."""
 LENGTHS_ALIKE = 0.15
 """Largest relative difference of the mean lengths: both draw at temperature 1 from nearly the same weights."""
 
@@ -42,12 +45,35 @@ def said(output: str, marker: str) -> Any:  # noqa: ANN401  (whatever JSON holds
     return json.loads(lines[-1].removeprefix(marker))
 
 
-def guards(peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], warm_up: int) -> list[str]:
+def own_gap(model: Path, evaluation: Path) -> float:
+    """Mean |bf16 logprob - fp32 logprob| of a model's completions of an evaluation, both by `transformers` on a CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    exact, rounded = (AutoModelForCausalLM.from_pretrained(model, dtype=t).eval() for t in (torch.float32,
+                                                                                             torch.bfloat16))
+    gaps = []
+    for row in json.loads(evaluation.read_text())["samples"]:
+        prompt, completion = (tokenizer(row[of], add_special_tokens=False).input_ids for of in ("prompt", "text"))
+        if completion:
+            token_ids = torch.tensor([prompt + completion])
+            chosen = token_ids[0, len(prompt) :, None]
+            with torch.inference_mode():
+                a, b = (each(token_ids).logits[0, len(prompt) - 1 : -1].float() for each in (exact, rounded))
+            gaps.append((a.log_softmax(-1) - b.log_softmax(-1)).gather(-1, chosen).abs().flatten())
+    return float(torch.cat(gaps).mean())
+
+
+def guards(
+    peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], warm_up: int, own_gap: float = 0.0
+) -> list[str]:
     """What makes a ratio void, in words, and how long each side takes to bring its weights to its engine."""
-    gap = max(max(run["gap"]) for run in ours)
+    gap, largest = max(max(run["gap"]) for run in ours), max(MAX_GAP, math.sqrt(2) * own_gap)
     lengths = [fmean(run["length"][warm_up] for run in side) for side in (peers, ours)]
     alike = abs(lengths[0] - lengths[1]) <= LENGTHS_ALIKE * max(lengths)
-    found = [f"VOID: the logprob gap {gap:.4f} is not below {MAX_GAP}"] * (gap >= MAX_GAP)
+    found = [f"VOID: the logprob gap {gap:.4f} is not below {largest:.4f}"] * (gap >= largest)
+    found += [f"logprob gap at most {gap:.4f}; the model's own, bf16 against fp32, is {own_gap:.4f}"] * (own_gap > 0)
     found += [f"VOID: the mean lengths {lengths[0]:.1f} and {lengths[1]:.1f} differ"] * (not alike)
     syncs = [[1000 * each for run in side for each in run["sync"][warm_up:]] for side in (peers, ours)]
     if all(syncs):

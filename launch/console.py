@@ -30,7 +30,7 @@ from rlhaiku.evaluation import Answer, Comparison, EvalSummary, answers_of, summ
 from rlhaiku.haiku.structure import score_structure
 from rlhaiku.health import advise
 from rlhaiku.judge import JudgeSettings
-from rlhaiku.metrics import StepReport, step_metrics
+from rlhaiku.metrics import StepReport
 from rlhaiku.types import ScoredGroup
 
 WIDTH = 110
@@ -92,7 +92,7 @@ class ConsoleReporter:
 
     def step(self, report: StepReport) -> None:
         """A new live view, or one line; poems every `output.poems_interval` steps; advice when a sign appears."""
-        row, step = step_metrics(report), report.state.step
+        row, step = report.metrics, report.state.step
         self._step_seconds.append(sum(report.seconds.values()))
         if self._live.is_on:
             self._live.update(row, self._eta(step))

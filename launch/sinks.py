@@ -10,7 +10,7 @@ from typing import Protocol
 from launch.console import make_console
 from rlhaiku.checkpoints import RunState
 from rlhaiku.config import RunConfig
-from rlhaiku.metrics import Reporter, StepReport, evaluation_metrics, step_metrics
+from rlhaiku.metrics import Reporter, StepReport, evaluation_metrics
 from rlhaiku.types import ScoredGroup
 
 WANDB_PROJECT = "rlhaiku"
@@ -37,14 +37,15 @@ class SinkReporter:
 
     def step(self, report: StepReport) -> None:
         """The numbers of `step_metrics`."""
-        self._write(step_metrics(report))
+        self._write(report.metrics)
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """The numbers of `evaluation_metrics`."""
         self._write(evaluation_metrics(state, groups))
 
-    def _write(self, row: dict[str, float]) -> None:
-        self._log.write(row, int(row.pop("step")))
+    def _write(self, row: Mapping[str, float]) -> None:
+        named = dict(row)
+        self._log.write(named, int(named.pop("step")))
 
 
 class TensorBoardLog:

@@ -95,8 +95,8 @@ class Coordinator:
             named = [self.around.prompts.at(claim) for claim in claims]
             version = self.state.weight_version
             requests = tuple(GroupRequest(key, prompt, rollout.group_size, sampling, version) for key, prompt in named)
+            self.roles.rollouts.submit(requests)  # and record it while they work
             self._record(GroupsClaimed(claims.start // rollout.groups_per_step, requests))
-            self.roles.rollouts.submit(requests)
 
     def collect(self, step: int) -> tuple[ScoredGroup, ...]:
         """The step's scored groups, in claim order, once all are there."""
@@ -136,8 +136,8 @@ class Coordinator:
         while not done():
             event = self.roles.events.next(waiting_for)
             if isinstance(event, GroupsGenerated):
-                self._record(event)
                 self.roles.rewards.submit(event.groups)
+                self._record(event)
             elif isinstance(event, GroupsScored):
                 self._record(event)
                 self._evaluated |= {scored.key.claim: scored for scored in event.groups if scored.key.is_eval}

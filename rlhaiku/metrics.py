@@ -5,9 +5,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean, pstdev, stdev
+from statistics import fmean
 from typing import Any, Protocol
+
+import numpy as np
 
 from rlhaiku.advantages import is_zero_variance
 from rlhaiku.batching import BatchResult
@@ -21,7 +24,7 @@ EVAL_SCORES = ("structure_mean", "strict_575", "topic_mention", "distinct_2")
 """What is reported of every evaluation, whatever the reward is; see `EvalSummary`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepReport:
     """All there is to know about one finished train step."""
 
@@ -40,6 +43,11 @@ class StepReport:
     alarms: Mapping[str, float] = field(default_factory=dict)
     """Signs that only the run's history shows, by metric name; see `health.GapAlarm`."""
 
+    @cached_property
+    def metrics(self) -> Mapping[str, float]:
+        """`step_metrics` of it, made once for all who report it."""
+        return step_metrics(self)
+
 
 class Reporter(Protocol):
     """Is told about every finished step and evaluation."""
@@ -56,20 +64,21 @@ def step_metrics(report: StepReport) -> dict[str, float]:
     completions = [c for scored in report.groups for c in scored.group.completions]
     rewards = [r for scored in report.groups for r in scored.rewards]
     scored_rewards = [r for r in rewards if isinstance(r, Scored)]
-    num_tokens = sum(len(c.token_ids) for c in completions)
+    totals = [r.total for r in scored_rewards]
+    num_tokens = sum([len(c.token_ids) for c in completions])
     return {
         "step": report.state.step,
         "weight_version": report.state.weight_version,
-        "reward/mean": fmean(r.total for r in scored_rewards),
-        "reward/std": pstdev(r.total for r in scored_rewards),
+        "reward/mean": fmean(totals),
+        "reward/std": float(np.std(totals)),
         **_component_means(scored_rewards),
         **_standard_errors(report.groups),
         "reward/unscored": len(rewards) - len(scored_rewards),
-        "group/zero_variance_share": fmean(_is_flat(scored.rewards) for scored in report.groups),
+        "group/zero_variance_share": fmean([_is_flat(scored.rewards) for scored in report.groups]),
         "group/dropped": len(report.made.dropped),
         "completion/length_mean": num_tokens / len(completions),
-        "completion/truncated_share": fmean(c.finish_reason == "length" for c in completions),
-        "rollout/staleness_mean": report.state.weight_version - 1 - fmean(c.weight_version for c in completions),
+        "completion/truncated_share": fmean([c.finish_reason == "length" for c in completions]),
+        "rollout/staleness_mean": report.state.weight_version - 1 - fmean([c.weight_version for c in completions]),
         "rollout/tokens_per_s": num_tokens / report.seconds["rollout"],
         **{f"train/{key}": value for key, value in asdict(report.stats).items() if key != "step"},
         "sync/num_bytes": report.sync.num_bytes,
@@ -106,7 +115,7 @@ class RunFiles:
 
     def step(self, report: StepReport) -> None:
         """Appends the step's metrics, and now and then its poems."""
-        _append(self._directory / METRICS_FILE, [step_metrics(report)])
+        _append(self._directory / METRICS_FILE, [report.metrics])
         if report.state.step % self._samples_interval == 0:
             rows = sample_rows(report.state.step, report.groups, report.made.batch)
             _append(self._directory / "samples.jsonl", rows)
@@ -161,7 +170,7 @@ def _sample(completion: Completion, reward: Reward) -> dict[str, Any]:
 
 def _component_means(rewards: Sequence[Scored]) -> dict[str, float]:
     names = sorted({name for reward in rewards for name in reward.components})
-    return {f"reward/{name}": fmean(r.components[name] for r in rewards if name in r.components) for name in names}
+    return {f"reward/{name}": fmean([r.components[name] for r in rewards if name in r.components]) for name in names}
 
 
 def _standard_errors(groups: Iterable[ScoredGroup]) -> dict[str, float]:
@@ -173,11 +182,11 @@ def _standard_errors(groups: Iterable[ScoredGroup]) -> dict[str, float]:
     for scored in groups:
         rewards = [reward for reward in scored.rewards if isinstance(reward, Scored)]
         if rewards:
-            group_means["mean"].append(fmean(reward.total for reward in rewards))
+            group_means["mean"].append(fmean([reward.total for reward in rewards]))
         for name, value in _component_means(rewards).items():
             group_means[name.removeprefix("reward/")].append(value)
     return {
-        f"reward_se/{name}": stdev(means) / math.sqrt(len(means))
+        f"reward_se/{name}": float(np.std(means, ddof=1)) / math.sqrt(len(means))
         for name, means in group_means.items()
         if len(means) > 1 and "/" not in name
     }

@@ -52,23 +52,49 @@ class Pack:
         return int((self.segment_ids != PAD_SEGMENT).sum())
 
 
-def pack_groups(groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bool) -> Iterator[Pack]:
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What the rows and columns of packs are multiples of, as far as they fit, so that few shapes occur.
+
+    Whoever prepares something for each new shape, as GPUs' attention does for a quarter of a second, does so seldom.
+    """
+
+    rows: int
+    """Rows that are added hold nothing but padding."""
+    columns: int
+
+
+EXACT = Grid(1, 1)
+
+
+def pack_groups(
+    groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bool, grid: Grid = EXACT
+) -> Iterator[Pack]:
     """Cuts groups into packs of at most `max_tokens` tokens, padding included (a longer single row stands alone).
 
     With `shared_prompt`, a row is one group; without, a row is one completion behind its own copy of the prompt:
     the same losses and gradients, for more tokens.
     """
     rows = [row for group in groups for row in _rows(group, shared_prompt)]
+    if grid != EXACT:
+        rows.sort(key=_row_length, reverse=True)  # rows of a pack are then about equally long
     start = 0
     while start < len(rows):
         end, width = start, 0
         while end < len(rows):
-            widened = max(width, _row_length(rows[end]))
+            widened = max(width, _up(_row_length(rows[end]), grid.columns))
             if end > start and widened * (end + 1 - start) > max_tokens:
                 break
             end, width = end + 1, widened
-        yield _pack(rows[start:end], width)
+        if end < len(rows) and end - start > grid.rows:
+            end -= (end - start) % grid.rows
+        height = _up(end - start, grid.rows)
+        yield _pack(rows[start:end], height if height * width <= max_tokens else end - start, width)
         start = end
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def split_groups(groups: Sequence[TrainGroup], num_shares: int) -> list[list[TrainGroup]]:
@@ -96,8 +122,8 @@ def _row_length(row: tuple[TrainGroup, Sequence[TrainSample]]) -> int:
     return len(group.prompt_token_ids) + sum(len(sample.token_ids) for sample in samples)
 
 
-def _pack(rows: Sequence[tuple[TrainGroup, Sequence[TrainSample]]], width: int) -> Pack:
-    shape = (len(rows), width)
+def _pack(rows: Sequence[tuple[TrainGroup, Sequence[TrainSample]]], height: int, width: int) -> Pack:
+    shape = (height, width)
     token_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segment_ids = np.full(shape, PAD_SEGMENT, np.int64)
     per_token: list[tuple[Ints, Ints, Ints, Floats, Floats, Floats]] = []

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.bf16 import to_bf16
 from actors.engines.device_weights import DeviceWeights
 from actors.engines.torch_engine import EngineSpec, TorchEngine
+from actors.gpu_model import to_bf16
 from actors.weight_slots import Shapes
 
 

@@ -1,10 +1,11 @@
-"""Decoding on a GPU: prompts once per group, then each token of a tile by replaying one CUDA graph.
+"""Decoding on a GPU: prompts once per group, then each token of a tile, by replaying two CUDA graphs.
 
-At the length of a haiku an engine's host code costs more than the card's work, so a step of the whole tile, sampling
-included, is one launch. A group's completions read their prompt's keys and values together, as one matrix product.
+At the length of a haiku an engine's host code costs more than the card's work, so all prompts of a tile are one launch,
+and a step of the whole tile, sampling included, is another. A group's completions read their prompt's keys and values
+together, as one matrix product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ LOOK_EVERY = 8
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """What a graph is made for."""
+    """What a tile's graphs are made for."""
 
     groups: int
     group_size: int
@@ -142,8 +143,8 @@ class GraphDecoder:
         draws = torch.cat([uniform_draws(self._seed, r.key, group_size, sampling.max_tokens) for r in requests])
         if tile is None:
             tile = self._tiles[shape] = _Tile(self._model, shape, self._end_tokens)
-            tile.begin(prompt_ids, mask, draws)
             if self._model.device.type == "cuda" and sampling.max_tokens > 1:
+                tile.begin(prompt_ids, mask, draws)
                 self._pool = tile.capture(self._pool)
         tile.begin(prompt_ids, mask, draws)
         for column in range(1, sampling.max_tokens):
@@ -155,12 +156,13 @@ class GraphDecoder:
 
 
 class _Tile:
-    """The fixed places of one shape, and the graph that takes a tile one token further."""
+    """The fixed places of one shape, and the graphs that draw a tile's first tokens and then one more for every row."""
 
     def __init__(self, model: PreTrainedModel, shape: TileShape, end_tokens: Tensor) -> None:
         self._model, self._shape, self._end_tokens = model, shape, end_tokens
         rows, tokens, device = shape.groups * shape.group_size, shape.sampling.max_tokens, model.device
         self._cache = GroupCache(model, shape)
+        self._prompt_ids = torch.zeros(shape.groups, shape.prompt_tokens, dtype=torch.long, device=device)
         self._draws = torch.zeros(rows, tokens, dtype=torch.float64, device=device)
         self._tokens = torch.zeros(rows, tokens, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(rows, tokens, device=device)
@@ -168,48 +170,55 @@ class _Tile:
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
         """[R] rows that have not drawn an end token."""
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._first: Callable[[], None] = self._take_prompts
+        self.step: Callable[[], None] = self._take_step
+        """Draws one more token for every row."""
 
     def begin(self, prompt_ids: Tensor, mask: Tensor, draws: Tensor) -> None:
         """Forwards the prompts, [P, L] each, and draws every row's first token."""
-        cache, size = self._cache, self._shape.group_size
-        prompt_ids, mask = prompt_ids.to(self._model.device), mask.to(self._model.device)
+        self._prompt_ids.copy_(prompt_ids)
+        self._cache.prompt_mask.copy_(mask)
         self._draws.copy_(draws)
+        self._first()
+
+    def capture(self, pool: Any) -> Any:  # noqa: ANN401  (a graphs' memory pool)
+        """Records both graphs; the tile must have begun. Returns the pool for the next graph."""
+        for name, work in (("_first", self._take_prompts), ("step", self._take_step)):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                work()  # once before: libraries allocate what they need the first time
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: another thread may receive weights meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                work()
+            setattr(self, name, graph.replay)
+            pool = graph.pool()
+        return pool
+
+    def _take_prompts(self) -> None:
+        cache, mask = self._cache, self._cache.prompt_mask
         self._tokens.fill_(MASKED)
         self.alive.fill_(True)
-        self._positions.copy_(mask.sum(1).repeat_interleave(size))
-        cache.prompt_mask.copy_(mask)
+        self._positions.copy_(self._each(mask.sum(1)))
         cache.column.fill_(-1)
         cache.is_prompt = True
-        length = prompt_ids.shape[1]
+        length = mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         allowed = (causal & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
-        self._draw(self._forward(prompt_ids, positions, allowed[:, None]).repeat_interleave(size, dim=0))
+        self._draw(self._each(self._forward(self._prompt_ids, positions, allowed[:, None])))
         cache.is_prompt = False
 
-    def step(self) -> None:
-        """One more token for every row."""
-        if self._graph is not None:
-            self._graph.replay()
-            return
+    def _take_step(self) -> None:
         logits = self._forward(self._newest[:, None], self._positions[:, None], None)
         self._positions += 1
         self._draw(logits)
 
-    def capture(self, pool: Any) -> Any:  # noqa: ANN401  (a graph's memory pool)
-        """Records the step; the tile must have begun. Returns the pool for the next graph."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.step()  # once before: libraries allocate what they need the first time
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may receive weights meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self.step()
-        self._graph = graph
-        return graph.pool()
+    def _each(self, of_groups: Tensor) -> Tensor:
+        """[P, ...] -> [R, ...], once for every row of a group."""
+        return of_groups.unsqueeze(1).expand(-1, self._shape.group_size, *of_groups.shape[1:]).flatten(0, 1)
 
     def _forward(self, token_ids: Tensor, positions: Tensor, allowed: Tensor | None) -> Tensor:
         """[rows, V] logits after the last token."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from actors.bf16 import to_bf16
+from actors.gpu_model import to_bf16
 from actors.trainers.forward import pack_logprobs
 from rlhaiku.packing import Pack
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from actors.bf16 import fuse_norms
+from actors.gpu_model import fuse_layers
 from actors.trainers.forward import pack_logprobs
 from actors.trainers.policy import Device, Policy, layers_of, load_policy, prepare_layers
 from rlhaiku.errors import ActorDied
@@ -49,7 +49,7 @@ class ShardedPolicy(Policy):
         if device == "cuda":
             self._dtype = torch.bfloat16
             precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            fuse_norms(self.model)
+            fuse_layers(self.model)
         prepare_layers(self.model, recompute=recompute, compiled=compiled)
         self._scorer = _Scorer(self.model)
         for part in (*layers_of(self.model), self._scorer):

@@ -15,10 +15,11 @@ from actors.weight_slots import DeviceWeightSlots, WeightSlots, parameter_shapes
 from actors.weight_sync import SentWeights
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import Pack, group_tokens, pack_groups, split_groups
+from rlhaiku.packing import EXACT, Grid, Pack, group_tokens, pack_groups, split_groups
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
+GPU_GRID = Grid(rows=4, columns=32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +160,13 @@ class TorchTrainer:
         All ranks have equally many, since a forward pass is collective: what some lack is filled up with packs that
         count nothing. The others count once for each rank: the loss is a sum over them, of which FSDP takes the mean.
         """
-        trainer, policy = self._spec.trainer, self._policy
+        policy, max_tokens = self._policy, self._spec.trainer.micro_batch_tokens
+        shared_prompt, grid = self._spec.trainer.shared_prompt, GPU_GRID if self._spec.device == "cuda" else EXACT
         if policy.num_ranks == 1:
-            return ((pack, 1.0) for pack in pack_groups(groups, trainer.micro_batch_tokens, trainer.shared_prompt))
+            return ((pack, 1.0) for pack in pack_groups(groups, max_tokens, shared_prompt, grid))
         own = split_groups(groups, policy.num_ranks)[policy.rank]
-        packs = list(pack_groups(own, trainer.micro_batch_tokens, trainer.shared_prompt))
-        (filler, *_) = pack_groups([min(groups, key=group_tokens)], trainer.micro_batch_tokens, shared_prompt=False)
+        packs = list(pack_groups(own, max_tokens, shared_prompt, grid))
+        (filler, *_) = pack_groups([min(groups, key=group_tokens)], max_tokens, shared_prompt=False, grid=grid)
         missing = policy.most(len(packs)) - len(packs)
         return [(pack, float(policy.num_ranks)) for pack in packs] + [(filler, 0.0)] * missing
 

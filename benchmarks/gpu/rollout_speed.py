@@ -20,11 +20,12 @@ from unittest.mock import patch
 import ray
 import torch
 
-from actors.engines import graph_decoding, vllm_engine
+from actors.engines import vllm_engine
 from actors.engines.gpu_torch_engine import GpuTorchEngine
 from actors.engines.torch_engine import EngineSpec, TorchEngine
 from actors.engines.vllm_engine import VllmEngine, VllmSpec
 from actors.kernels import has_kernels
+from benchmarks.gpu.kernels import print_kernels, without_kernels
 from benchmarks.gpu.rollout import (
     CONTEXT,
     GROUP_SIZE,
@@ -42,7 +43,7 @@ from benchmarks.gpu.rollout import (
     profile,
     use_settings,
 )
-from benchmarks.gpu.roofline import DEVICE, Roofline, measure_roofline, print_kernels
+from benchmarks.gpu.roofline import DEVICE, Roofline, measure_roofline
 from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, paired, standard_main
 
@@ -114,11 +115,11 @@ def against_itself(
         plain = Unsynced(spec)
 
         def without() -> None:
-            with patch.object(graph_decoding, "has_kernels", lambda: False):
+            with without_kernels():
                 bare(plain, groups, take)()
 
         without()  # records its graph
-        yield paired(f"{name}: without / with Triton kernels, torch", without, bare(engine, groups, take),
+        yield paired(f"{name}: without / with kernels, torch", without, bare(engine, groups, take),
                      pairs=pairs, note=note)
 
 

@@ -67,16 +67,6 @@ def measure_roofline() -> Roofline:
     return line
 
 
-def print_kernels(work: Callable[[], object], rows: int) -> None:
-    """Prints which kernels the device spends a call's time in."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA if DEVICE == "cuda" else ProfilerActivity.CPU]) as profiled:
-        work()
-    sort = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    print(profiled.key_averages().table(sort_by=sort, row_limit=rows, max_name_column_width=70))
-
-
 def _matmul_s() -> float:
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     return device_s(lambda: a @ b, 20)

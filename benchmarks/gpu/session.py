@@ -39,7 +39,7 @@ ENVIRONMENT = {
 }
 """A value the user has set wins."""
 QWEN3 = "model.path={scratch}/qwen3 rollout.max_tokens=64 evaluation.max_tokens=64"
-SMOLLM = "model.path={scratch}/smollm2 rollout.max_tokens=48 evaluation.max_tokens=48"
+SMOLLM = "model.path={scratch}/smollm2 rollout.max_tokens=48 evaluation.max_tokens=48 trainer.micro_batch_tokens=16384"
 TORCH = "rollout.engine=torch"
 
 

@@ -6,16 +6,16 @@
 import gc
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 from actors.kernels import has_kernels
-from actors.trainers import forward
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
-from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, print_kernels, wait_for_device
+from benchmarks.gpu.kernels import print_kernels, without_kernels
+from benchmarks.gpu.roofline import DEVICE, GEMM_SIZE, Roofline, measure_roofline, wait_for_device
 from benchmarks.gpu.shapes import SMOKE, qwen3
 from benchmarks.measure import Paired, begin, paired, parser
 from benchmarks.models import batch
@@ -95,15 +95,15 @@ def fitted(policy: TorchTrainer, made: TrainBatch) -> float:
 
 
 def of_kernels(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
-    """The same trainer with torch's softmax over the vocabulary, against the kernel's."""
+    """The same trainer by torch alone, against Triton's kernels for the vocabulary and Liger's for layers."""
 
     def step(is_used: bool) -> float:
-        with patch.object(forward, "has_kernels", lambda: is_used):
+        with nullcontext() if is_used else without_kernels():
             return policy.train_step(made).loss
 
     losses = [step(flag) for flag in (True, False)]
     assert abs(losses[0] - losses[1]) < 2e-3 * max(1.0, abs(losses[0])), losses
-    return paired(f"train step, {name}: without / with the logprob kernel", lambda: step(False), lambda: step(True),
+    return paired(f"train step, {name}: without / with kernels", lambda: step(False), lambda: step(True),
                   pairs=pairs, note=f"losses {losses}; {line}")
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,9 +30,11 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
+HAS_LIGER = GPU and SETTINGS.get("liger", True) and find_spec("liger_kernel") is not None
+"""The kernels that our side uses, too."""
 RESULT = "RESULT "
 """Starts the line with the result: libraries print where they like, after it too."""
-PACKAGES = ("trl", "torch", "transformers", "accelerate", *["vllm"] * GPU)
+PACKAGES = ("trl", "torch", "transformers", "accelerate", *["vllm"] * GPU, *["liger-kernel"] * HAS_LIGER)
 SAVE_INTERVAL = SETTINGS.get("save_interval", 0)
 REWARD = HaikuReward(SETTINGS["topic_weight"])
 
@@ -115,6 +118,7 @@ def main() -> None:
             loss_type="dapo",  # mean over all tokens of the whole batch, as ours
             mask_truncated_completions=False,
             gradient_checkpointing=False,
+            use_liger_kernel=HAS_LIGER,
             num_iterations=1,
             logging_steps=1,
             report_to=[],

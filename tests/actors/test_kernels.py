@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from actors.bf16 import to_bf16
 from actors.engines import graph_decoding
 from actors.engines.decoding import sample
+from actors.gpu_model import to_bf16
 from tests.tiny import make_request, save_tiny_model
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

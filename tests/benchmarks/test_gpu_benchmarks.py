@@ -114,6 +114,17 @@ def test_a_ratio_is_void_where_the_sides_did_unlike_work(gap, length, void):
     said = sides.guards(peers, ours, 0)
     assert sum(line.startswith("VOID") for line in said) == void
     assert said[-1] == "weights to the engine: TRL 100.0 ms, ours 10.0 ms until it may read them"
+    forgiven = sides.guards(peers, ours, 0, own_gap=0.03)  # of a model whose bf16 is as far from its fp32
+    assert sum("VOID: the logprob gap" in line for line in forgiven) == (gap >= 0.042)
+
+
+def test_a_models_own_gap_is_that_of_its_rounding(tmp_path):
+    from benchmarks.models import bundled
+
+    file = tmp_path / "step-000000.json"
+    rows = [{"prompt": "Write a haiku about rain.", "text": text} for text in ("rain upon the roof", "", "a drop")]
+    file.write_text(json.dumps({"samples": rows}))
+    assert 1e-4 < sides.own_gap(bundled(), file) < 0.05
 
 
 @pytest.fixture

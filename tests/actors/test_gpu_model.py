@@ -1,0 +1,79 @@
+"""Fused layers compute what `transformers` computes: on a CPU as a matter of course, on a GPU by Liger's kernels."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from actors import gpu_model
+from actors.gpu_model import fuse_layers
+
+SIZE = {
+    "hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100,
+}  # fmt: skip
+KINDS = pytest.mark.parametrize("kind", [Qwen3Config, LlamaConfig])
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    """As if Liger's kernels were installed; afterwards models of this process rotate as before."""
+    from transformers.models.llama import modeling_llama
+    from transformers.models.qwen3 import modeling_qwen3
+
+    for code in (modeling_llama, modeling_qwen3):
+        monkeypatch.setattr(code, "apply_rotary_pos_emb", code.apply_rotary_pos_emb)
+    monkeypatch.setattr(gpu_model, "has_liger", lambda: True)
+
+
+def make(kind, **more):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(kind(**SIZE, **more)).eval()
+
+
+def outcome(model):
+    """Logits, and every parameter's gradient, of rows that begin at different positions."""
+    device = model.device
+    token_ids = torch.arange(40, device=device).view(2, 20) * 7 % 100
+    positions = torch.arange(20, device=device) + torch.tensor([[0], [5]], device=device)
+    logits = model(input_ids=token_ids, position_ids=positions).logits
+    logits.float().log_softmax(-1)[..., 3].sum().backward()
+    return {"logits": logits.detach().float().cpu()} | {n: p.grad.float().cpu() for n, p in model.named_parameters()}
+
+
+def largest_error(found, wanted):
+    return max(((found[n] - wanted[n]).norm() / wanted[n].norm()).item() for n in wanted)
+
+
+@KINDS
+def test_fused_layers_on_a_cpu(liger, kind):
+    model = make(kind)
+    wanted = outcome(copy.deepcopy(model))
+    fused = fuse_layers(fuse_layers(copy.deepcopy(model)))  # a second time changes nothing
+    assert largest_error(outcome(fused), wanted) < 1e-5
+    assert largest_error(outcome(model), wanted) < 1e-5  # nor has anything happened to its neighbour
+
+
+def test_other_activations_are_left_alone(liger):
+    model = make(Qwen3Config, hidden_act="gelu")
+    wanted = outcome(copy.deepcopy(model))
+    assert largest_error(outcome(fuse_layers(model)), wanted) < 1e-5
+
+
+@pytest.mark.gpu
+@KINDS
+def test_fused_layers_on_a_gpu(monkeypatch, kind):
+    """Liger's bf16 is as near to fp32 as that of `transformers`."""
+    pytest.importorskip("liger_kernel")
+    if not gpu_model.has_liger():
+        pytest.skip("kernels are switched off, or there is no C compiler")
+    exact = make(kind)
+    plain, fused = (copy.deepcopy(exact).to("cuda", torch.bfloat16) for _ in range(2))
+    wanted = outcome(exact)
+    gap = largest_error(outcome(plain), wanted)
+    asked = []
+    monkeypatch.setattr(gpu_model, "_is_for_liger", lambda tensor: not asked.append(tensor))
+    fuse_layers(fused)
+    assert largest_error(outcome(fused), wanted) < 1.2 * gap + 1e-3
+    assert len(asked) == 2 * SIZE["num_hidden_layers"]  # an MLP and a rotation each
