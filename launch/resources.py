@@ -11,7 +11,7 @@ from rlhaiku.errors import BadInput
 
 PINS = (
     *("aiohttp==3.14.5", "jinja2==3.1.6", "matplotlib==3.11.2", "pydantic==2.14.3"),
-    *("rich==15.0.0", "typer==0.29.2"),
+    *("liger-kernel==0.8.5", "rich==15.0.0", "typer==0.29.2"),
 )
 """What rlhaiku needs beyond the image; its torch, transformers and Ray are left alone."""
 DAY_S = 24 * 3600

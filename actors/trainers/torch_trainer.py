@@ -19,7 +19,7 @@ from rlhaiku.packing import EXACT, Grid, Pack, group_tokens, pack_groups, split_
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
-GPU_GRID = Grid(rows=4, columns=32)
+GPU_GRID = Grid(rows=4, columns=16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,15 +160,13 @@ def sleep() -> Found:
 
 
 def train() -> Found:
-    """Ten steps of the one-gpu preset with the bundled model, through the command."""
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run")
+    """Ten steps of the one-gpu preset with the bundled model and vLLM, through the command."""
+    return _train("vllm")
 
 
 def train_torch() -> Found:
     """The same with the torch engine."""
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", "--set", "rollout.engine=torch")
+    return _train("torch")
 
 
 def several() -> Found:
@@ -182,37 +180,35 @@ TWO_ENGINES = (*TWO_GPUS, "--set", "rollout.num_engines=2", "--set", "rollout.ti
 
 def train_split() -> Found:
     """Engine on one card and trainer on the other: weights cross by NCCL."""
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", *TWO_GPUS, "--set", "cluster.colocate=false")
+    return _train("vllm", *TWO_GPUS, "--set", "cluster.colocate=false")
 
 
 def train_split_torch() -> Found:
     """The same with the torch engine."""
-    settings = (*TWO_GPUS, "--set", "cluster.colocate=false", "--set", "rollout.engine=torch")
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", *settings)
+    return _train("torch", *TWO_GPUS, "--set", "cluster.colocate=false")
 
 
 def train_ranks() -> Found:
     """A trainer rank (FSDP2) and an engine on each of two cards."""
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", *TWO_ENGINES)
+    return _train("vllm", *TWO_ENGINES)
 
 
 def train_ranks_torch() -> Found:
     """The same with torch engines, while actors are killed at random moments."""
-    settings = (*TWO_ENGINES, "--set", "rollout.engine=torch", "--chaos", "1")
-    with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", *settings)
+    return _train("torch", *TWO_ENGINES, "--chaos", "1")
 
 
 def recover() -> Found:
-    """The same while actors are killed at random moments."""
+    """The same on one card."""
+    return _train("torch", "--chaos", "1")
+
+
+def _train(engine: str, *more: str) -> Found:
     with tempfile.TemporaryDirectory() as name:
-        return _train(Path(name) / "run", "--set", "rollout.engine=torch", "--chaos", "1")
+        return _train_in(Path(name) / "run", "--set", f"rollout.engine={engine}", *more)
 
 
-def _train(directory: Path, *more: str) -> Found:
+def _train_in(directory: Path, *more: str) -> Found:
     settings = [
         "model.path=bundled", "num_steps=10", "rollout.max_tokens=48", "evaluation.max_tokens=48", "trainer.lr=3e-4",
         "evaluation.interval=5", "evaluation.num_prompts=32", "output.save_interval=5", "cluster.wait_timeout_s=200",

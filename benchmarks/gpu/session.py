@@ -94,8 +94,8 @@ STAGES = {
     "sync_torch": _module("gpu.weight_sync", 150, "--engines torch", "gpu.weight_sync --engines torch"),
     "sync_vllm": _module("gpu.weight_sync", 220, "--engines vllm", None),
     "qwen3": Stage(f"{SHAPES} 0.6B", 90, f"{SHAPES} tiny"),
-    "idle_torch": _run("gpu.idle", 150, QWEN3, TORCH),
-    "idle_vllm": _run("gpu.idle", 220, QWEN3),
+    "idle_torch": _run("gpu.idle", 220, QWEN3, TORCH),
+    "idle_vllm": _run("gpu.idle", 220, QWEN3, "rollout.engine=vllm"),
     "smollm2": Stage("-m benchmarks.smollm2 {scratch}/smollm2", 120, None),
     "step": _module("grpo_step", 500, f"{PEER} --gpu torch vllm --pairs 1 --model {{scratch}}/smollm2", None),
     "to_reward": _module(

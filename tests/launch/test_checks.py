@@ -43,7 +43,7 @@ def test_a_driver_that_fails_is_no_gpu(machine):
 def test_missing_vllm_is_said_with_the_command_that_installs_it(machine):
     machine("GPU 0: NVIDIA H100 (UUID: GPU-1)")
     with pytest.raises(BadInput, match=r"needs vLLM.*pip install"):
-        check_backends(load_config("one-gpu"))
+        check_backends(load_config("one-gpu", ["rollout.engine=vllm"]))
 
 
 @pytest.mark.parametrize(("there", "starts", "resumes"), [

@@ -247,13 +247,13 @@ def test_torch_actors_are_on_the_cards_that_the_run_places_them_on():
         return [gpu.actors for gpu in plan.gpus], [gpu.gigabytes for gpu in plan.gpus]
 
     alone, _ = actors("cluster.colocate=false", "rollout.num_engines=2", gpus=1)  # a card alone is always shared
-    assert alone == [("vllm engine 0", "vllm engine 1", "torch trainer rank 0")]
+    assert alone == [("torch engine 0", "torch engine 1", "torch trainer rank 0")]
     split, memory = actors("cluster.colocate=false", "rollout.num_engines=1", gpus=2)
-    assert split == [("vllm engine 0", "weight relay"), ("torch trainer rank 0",)]
+    assert split == [("torch engine 0", "weight relay"), ("torch trainer rank 0",)]
     assert memory[0]["weight slots"] == pytest.approx(2 * SHAPES["Qwen/Qwen3-0.6B"].parameters / 1e9)
     shared, _ = actors("rollout.num_engines=2", gpus=2)
     assert shared == [
-        ("vllm engine 0", "torch trainer rank 0"), ("vllm engine 1", "torch trainer rank 1", "weight relay"),
+        ("torch engine 0", "torch trainer rank 0"), ("torch engine 1", "torch trainer rank 1", "weight relay"),
     ]  # fmt: skip
 
 
