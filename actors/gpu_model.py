@@ -54,8 +54,9 @@ def _use_liger(model: "PreTrainedModel") -> None:
         elif name.endswith("Attention"):
             # Attention finds it as a global name; the replacement asks at every call where its tensors are.
             code = sys.modules[type(module).__module__]
-            if not isinstance(code.apply_rotary_pos_emb, partial):
-                code.apply_rotary_pos_emb = partial(_rotate, code.apply_rotary_pos_emb)  # type: ignore[attr-defined]
+            plain = getattr(code, "apply_rotary_pos_emb", None)
+            if plain is not None and not isinstance(plain, partial):
+                code.apply_rotary_pos_emb = partial(_rotate, plain)  # type: ignore[attr-defined]
 
 
 def _is_for_liger(tensor: Tensor) -> bool:

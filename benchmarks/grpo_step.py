@@ -2,7 +2,7 @@
 
 Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
 
-    python -m benchmarks.grpo_step --peer-python PATH [--gpu torch [vllm]] [--model DIR] [--smoke] [--force]
+    python -m benchmarks.grpo_step --peer-python PATH [--gpu torch [vllm] [--liger]] [--model DIR] [--smoke]
 
 DIR is a Hugging Face directory, e.g. what `benchmarks.smollm2` writes; on CPUs its steps are 2 groups of 8 x 32 tokens.
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process
@@ -115,7 +115,7 @@ def take_turns(
 ) -> tuple[list[dict[str, Any]], dict[str | None, list[dict[str, Any]]]]:
     """Runs of TRL, and of ours with each engine; every second turn goes backwards."""
     configs = {engine: settings(model, options, engine) for engine in options.gpu or [None]}
-    peer = peer_settings(next(iter(configs.values())))
+    peer = peer_settings(next(iter(configs.values()))) | {"liger": options.liger}
     peers: list[dict[str, Any]] = []
     ours: dict[str | None, list[dict[str, Any]]] = {engine: [] for engine in configs}
     for turn in range(1 if options.smoke else options.pairs):
@@ -171,6 +171,7 @@ def main() -> None:
                       help="on one GPU, with these engines; TRL with its vLLM")
     made.add_argument("--model", type=Path, help="a Hugging Face directory; by default the bundled model")
     made.add_argument("--pairs", type=int, default=5)
+    made.add_argument("--liger", action="store_true", help="on a GPU: TRL with Liger's kernels, too")
     options = made.parse_args()
     results = begin(options)
     model = options.model or bundled()
@@ -178,7 +179,7 @@ def main() -> None:
         peers, ours = take_turns(options, Path(name), model)
         base = next(Path(name).glob("ours-*/eval/step-000000.json"))
         gap = own_gap(model, base) if options.gpu else 0.0
-    what = options.model.name if options.model else "bundled model"
+    what = (options.model.name if options.model else "bundled model") + ", TRL with Liger" * options.liger
     for engine, runs in ours.items():
         add_ratio(results, f"{what}, one GPU, {engine}" if engine else what, peers, runs, 3 if engine else 1.7, gap)
 

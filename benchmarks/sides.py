@@ -46,13 +46,13 @@ def said(output: str, marker: str) -> Any:  # noqa: ANN401  (whatever JSON holds
 
 
 def own_gap(model: Path, evaluation: Path) -> float:
-    """Mean |bf16 logprob - fp32 logprob| of a model's completions of an evaluation, both by `transformers` on a CPU."""
+    """Mean |bf16 logprob - fp32 logprob| of an evaluation's completions, from bf16 weights by `transformers` on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    exact, rounded = (AutoModelForCausalLM.from_pretrained(model, dtype=t).eval() for t in (torch.float32,
-                                                                                             torch.bfloat16))
+    rounded, exact = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval() for _ in range(2))
+    exact.float()  # the same weights
     gaps = []
     for row in json.loads(evaluation.read_text())["samples"]:
         prompt, completion = (tokenizer(row[of], add_special_tokens=False).input_ids for of in ("prompt", "text"))

@@ -84,8 +84,9 @@ class GapAlarm:
         alarms = {"alarm/logprob_gap": float(is_wrong)}
         if len(self._first) < FIRST_STEPS:
             self._first.append(gap)
+        report = replace(report, alarms={**report.alarms, **alarms})
         for reporter in self._reporters:
-            reporter.step(replace(report, alarms={**report.alarms, **alarms}))
+            reporter.step(report)
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """Passed on as it is."""

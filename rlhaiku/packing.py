@@ -19,13 +19,16 @@ from rlhaiku.types import TrainGroup, TrainSample
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+Row = tuple[TrainGroup, Sequence[TrainSample]]
+"""A group, and those of its completions that share a row with its prompt."""
+
 PAD_SEGMENT = -1
 PROMPT_SEGMENT = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One micro-batch: R rows of L tokens, and N loss tokens in (group, completion, token) order."""
+    """One micro-batch: R rows of L tokens, and N loss tokens in (row, completion, token) order."""
 
     token_ids: Ints
     """[R, L] pad positions hold 0."""
@@ -52,49 +55,46 @@ class Pack:
         return int((self.segment_ids != PAD_SEGMENT).sum())
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """What the rows and columns of packs are multiples of, as far as they fit, so that few shapes occur.
-
-    Whoever prepares something for each new shape, as GPUs' attention does for a quarter of a second, does so seldom.
-    """
-
-    rows: int
-    """Rows that are added hold nothing but padding."""
-    columns: int
-
-
-EXACT = Grid(1, 1)
-
-
 def pack_groups(
-    groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bool, grid: Grid = EXACT
+    groups: Sequence[TrainGroup], max_tokens: int, shared_prompt: bool, columns: int = 1
 ) -> Iterator[Pack]:
     """Cuts groups into packs of at most `max_tokens` tokens, padding included (a longer single row stands alone).
 
     With `shared_prompt`, a row is one group; without, a row is one completion behind its own copy of the prompt:
     the same losses and gradients, for more tokens.
+
+    With more than one of `columns`, packs come in few shapes, for whoever prepares something for every new one, as a
+    GPU's attention does for a quarter of a second: they are a multiple of that wide and, as nearly as they can be, of
+    one height, the longest rows first.
     """
     rows = [row for group in groups for row in _rows(group, shared_prompt)]
-    if grid != EXACT:
-        rows.sort(key=_row_length, reverse=True)  # rows of a pack are then about equally long
+    if columns > 1:
+        yield from _alike(sorted(rows, key=_row_length, reverse=True), max_tokens, columns)
+        return
     start = 0
     while start < len(rows):
         end, width = start, 0
         while end < len(rows):
-            widened = max(width, _up(_row_length(rows[end]), grid.columns))
+            widened = max(width, _row_length(rows[end]))
             if end > start and widened * (end + 1 - start) > max_tokens:
                 break
             end, width = end + 1, widened
-        if end < len(rows) and end - start > grid.rows:
-            end -= (end - start) % grid.rows
-        height = _up(end - start, grid.rows)
-        yield _pack(rows[start:end], height if height * width <= max_tokens else end - start, width)
+        yield _pack(rows[start:end], width)
         start = end
 
 
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+def _alike(rows: Sequence[Row], max_tokens: int, columns: int) -> Iterator[Pack]:
+    while rows:
+        width = _parts(_row_length(rows[0]), columns) * columns
+        packs_left = _parts(len(rows), max(1, max_tokens // width))
+        height = _parts(len(rows), packs_left)
+        yield _pack(rows[:height], width)
+        rows = rows[height:]
+
+
+def _parts(count: int, most: int) -> int:
+    """Into how many parts of at most `most` something has to be cut."""
+    return -(-count // most)
 
 
 def split_groups(groups: Sequence[TrainGroup], num_shares: int) -> list[list[TrainGroup]]:
@@ -111,19 +111,19 @@ def group_tokens(group: TrainGroup) -> int:
     return _row_length((group, group.samples))
 
 
-def _rows(group: TrainGroup, shared_prompt: bool) -> list[tuple[TrainGroup, Sequence[TrainSample]]]:
+def _rows(group: TrainGroup, shared_prompt: bool) -> list[Row]:
     if shared_prompt:
         return [(group, group.samples)]
     return [(group, (sample,)) for sample in group.samples]
 
 
-def _row_length(row: tuple[TrainGroup, Sequence[TrainSample]]) -> int:
+def _row_length(row: Row) -> int:
     group, samples = row
     return len(group.prompt_token_ids) + sum(len(sample.token_ids) for sample in samples)
 
 
-def _pack(rows: Sequence[tuple[TrainGroup, Sequence[TrainSample]]], height: int, width: int) -> Pack:
-    shape = (height, width)
+def _pack(rows: Sequence[Row], width: int) -> Pack:
+    shape = (len(rows), width)
     token_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segment_ids = np.full(shape, PAD_SEGMENT, np.int64)
     per_token: list[tuple[Ints, Ints, Ints, Floats, Floats, Floats]] = []

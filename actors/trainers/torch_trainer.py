@@ -15,11 +15,12 @@ from actors.weight_slots import DeviceWeightSlots, WeightSlots, parameter_shapes
 from actors.weight_sync import SentWeights
 from rlhaiku.config import AlgorithmConfig, TrainerConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import EXACT, Grid, Pack, group_tokens, pack_groups, split_groups
+from rlhaiku.packing import Pack, group_tokens, pack_groups, split_groups
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
-GPU_GRID = Grid(rows=4, columns=16)
+GPU_COLUMNS = 16
+"""Packs are multiples of that wide on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +162,12 @@ class TorchTrainer:
         count nothing. The others count once for each rank: the loss is a sum over them, of which FSDP takes the mean.
         """
         policy, max_tokens = self._policy, self._spec.trainer.micro_batch_tokens
-        shared_prompt, grid = self._spec.trainer.shared_prompt, GPU_GRID if self._spec.device == "cuda" else EXACT
+        shared_prompt, columns = self._spec.trainer.shared_prompt, GPU_COLUMNS if self._spec.device == "cuda" else 1
         if policy.num_ranks == 1:
-            return ((pack, 1.0) for pack in pack_groups(groups, max_tokens, shared_prompt, grid))
+            return ((pack, 1.0) for pack in pack_groups(groups, max_tokens, shared_prompt, columns))
         own = split_groups(groups, policy.num_ranks)[policy.rank]
-        packs = list(pack_groups(own, max_tokens, shared_prompt, grid))
-        (filler, *_) = pack_groups([min(groups, key=group_tokens)], max_tokens, shared_prompt=False, grid=grid)
+        packs = list(pack_groups(own, max_tokens, shared_prompt, columns))
+        (filler, *_) = pack_groups([min(groups, key=group_tokens)], max_tokens, False, columns)
         missing = policy.most(len(packs)) - len(packs)
         return [(pack, float(policy.num_ranks)) for pack in packs] + [(filler, 0.0)] * missing
 

@@ -1,6 +1,6 @@
 """The torch trainer on a GPU: how much of the card's matrix speed a step has, and what sharing prompts gains.
 
-    python -m benchmarks.gpu.train_step [--sizes 1.7B 0.6B 4B] [--smoke] [--output FILE] [--force]
+    python -m benchmarks.gpu.train_step [--sizes 1.7B 0.6B 4B] [--compiled] [--smoke] [--output FILE] [--force]
 """
 
 import gc
@@ -127,21 +127,20 @@ def _tidy() -> None:
 
 
 def main() -> None:
-    """One size after the other, the most telling first; the smallest once more with its layers compiled."""
+    """One size after the other, the most telling first."""
     made = parser(__doc__)
     made.add_argument("--sizes", nargs="+", choices=MICRO_BATCH, default=["1.7B", "0.6B", "4B"])
+    made.add_argument("--compiled", action="store_true", help="each once more with its layers compiled: a minute")
     options = made.parse_args()
     results = begin(options)
     line = measure_roofline()
     sizes, groups, pairs = ([SMOKE], 8, 2) if options.smoke else (options.sizes, 128, 4)
     if DEVICE == "cuda" and torch.cuda.get_device_properties(0).total_memory < BIG_CARD:
         sizes = [size for size in sizes if size != "4B"]
-    runs = [(size, False) for size in sizes]
-    if "0.6B" in sizes and not options.smoke:
-        runs.append(("0.6B", True))
-    for size, compiled in runs:
-        for result in measure_model(size, groups, line, pairs, compiled=compiled):
-            results.add_paired(result)
+    for compiled in (False, True)[: 1 + options.compiled]:
+        for size in sizes:
+            for result in measure_model(size, groups, line, pairs, compiled=compiled):
+                results.add_paired(result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -30,8 +29,8 @@ from rlhaiku.types import Prompt
 SETTINGS = json.loads(Path(sys.argv[1]).read_text())
 GPU = SETTINGS.get("gpu", False)
 """vLLM inside the trainer's process, as TRL recommends for one GPU; fp32 weights under bf16 autocast."""
-HAS_LIGER = GPU and SETTINGS.get("liger", True) and find_spec("liger_kernel") is not None
-"""The kernels that our side uses, too."""
+HAS_LIGER = GPU and SETTINGS.get("liger", False)
+"""Layers by the kernels that our side uses, which TRL can and by default does not."""
 RESULT = "RESULT "
 """Starts the line with the result: libraries print where they like, after it too."""
 PACKAGES = ("trl", "torch", "transformers", "accelerate", *["vllm"] * GPU, *["liger-kernel"] * HAS_LIGER)

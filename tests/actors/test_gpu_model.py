@@ -1,10 +1,14 @@
 """Fused layers compute what `transformers` computes: on a CPU as a matter of course, on a GPU by Liger's kernels."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 
 from actors import gpu_model
 from actors.gpu_model import fuse_layers
@@ -13,17 +17,20 @@ SIZE = {
     "hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 3,
     "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100,
 }  # fmt: skip
-KINDS = pytest.mark.parametrize("kind", [Qwen3Config, LlamaConfig])
+KINDS = pytest.mark.parametrize("kind", [Qwen3Config, Qwen2Config, LlamaConfig])
 
 
 @pytest.fixture
-def liger(monkeypatch):
-    """As if Liger's kernels were installed; afterwards models of this process rotate as before."""
-    from transformers.models.llama import modeling_llama
-    from transformers.models.qwen3 import modeling_qwen3
+def rotations(monkeypatch):
+    """Models rotate as transformers has it, until layers are fused; afterwards as they did before."""
+    for code in (modeling_llama, modeling_qwen2, modeling_qwen3):
+        plain = code.apply_rotary_pos_emb
+        monkeypatch.setattr(code, "apply_rotary_pos_emb", plain.args[0] if isinstance(plain, partial) else plain)
 
-    for code in (modeling_llama, modeling_qwen3):
-        monkeypatch.setattr(code, "apply_rotary_pos_emb", code.apply_rotary_pos_emb)
+
+@pytest.fixture
+def liger(rotations, monkeypatch):
+    """As if Liger's kernels were installed."""
     monkeypatch.setattr(gpu_model, "has_liger", lambda: True)
 
 
@@ -63,7 +70,7 @@ def test_other_activations_are_left_alone(liger):
 
 @pytest.mark.gpu
 @KINDS
-def test_fused_layers_on_a_gpu(monkeypatch, kind):
+def test_fused_layers_on_a_gpu(monkeypatch, rotations, kind):
     """Liger's bf16 is as near to fp32 as that of `transformers`."""
     pytest.importorskip("liger_kernel")
     if not gpu_model.has_liger():

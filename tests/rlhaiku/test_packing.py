@@ -11,7 +11,7 @@ from actors.trainers.forward import attention_allowed, pack_logprobs
 from rlhaiku.batching import make_batch
 from rlhaiku.config import AlgorithmConfig
 from rlhaiku.losses import LossSettings, policy_loss
-from rlhaiku.packing import EXACT, Grid, group_tokens, pack_groups, split_groups
+from rlhaiku.packing import group_tokens, pack_groups, split_groups
 from rlhaiku.types import GroupKey, TrainGroup, TrainSample
 from tests.tiny import make_scored, save_tiny_model
 
@@ -27,13 +27,13 @@ def model(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def loss_and_gradients(model, groups, max_tokens, shared_prompt, aggregation, grid=EXACT):
+def loss_and_gradients(model, groups, max_tokens, shared_prompt, aggregation, columns=1):
     samples = [sample for group in groups for sample in group.samples]
     tokens = sum(len(sample.token_ids) for sample in samples)
     settings = LossSettings(0.2, 0.28, 0.0, aggregation, tokens, len(samples))
     model.zero_grad()
     loss = 0.0
-    for pack in pack_groups(groups, max_tokens, shared_prompt, grid):
+    for pack in pack_groups(groups, max_tokens, shared_prompt, columns):
         tensors = (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
         output = policy_loss(pack_logprobs(model, pack, 1.0), *map(torch.from_numpy, tensors), settings)
         output.loss.backward()
@@ -42,11 +42,11 @@ def loss_and_gradients(model, groups, max_tokens, shared_prompt, aggregation, gr
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-@pytest.mark.parametrize(("max_tokens", "grid"), [(1, EXACT), (40, EXACT), (10_000, EXACT), (90, Grid(2, 16))])
-def test_loss_and_gradients_equal_the_unpacked_ones(model, aggregation, max_tokens, grid):
+@pytest.mark.parametrize(("max_tokens", "columns"), [(1, 1), (40, 1), (10_000, 1), (90, 16)])
+def test_loss_and_gradients_equal_the_unpacked_ones(model, aggregation, max_tokens, columns):
     groups = batch_groups()
     loss, gradients = loss_and_gradients(model, groups, 1, False, aggregation)
-    packed_loss, packed_gradients = loss_and_gradients(model, groups, max_tokens, True, aggregation, grid)
+    packed_loss, packed_gradients = loss_and_gradients(model, groups, max_tokens, True, aggregation, columns)
     assert packed_loss == pytest.approx(loss, rel=1e-5)
     assert max(gradient.abs().max() for gradient in gradients) > 1e-3
     for gradient, packed in zip(gradients, packed_gradients, strict=True):
@@ -117,24 +117,24 @@ def test_packs_hold_every_loss_token_once_in_order(shapes, max_tokens, shared_pr
         assert (segments >= 0).all()
 
 
-@given(lengths, st.integers(1, 300), st.booleans(), st.integers(1, 4), st.integers(1, 16))
+@given(lengths, st.integers(1, 300), st.booleans(), st.integers(2, 16))
 @settings(max_examples=100, deadline=None)
-def test_packs_on_a_grid_hold_the_same_in_few_shapes(shapes, max_tokens, shared_prompt, rows_of, columns_of):
+def test_packs_in_few_shapes_hold_the_same(shapes, max_tokens, shared_prompt, columns):
     groups = groups_of(shapes)
-    packs = list(pack_groups(groups, max_tokens, shared_prompt, Grid(rows_of, columns_of)))
+    packs = list(pack_groups(groups, max_tokens, shared_prompt, columns))
     assert sorted(t for pack in packs for t in pack.targets) == sorted(loss_tokens(groups))
-    exact = pack_groups(groups, max_tokens, shared_prompt)
+    exact = list(pack_groups(groups, max_tokens, shared_prompt))
     assert sum(pack.num_tokens for pack in packs) == sum(pack.num_tokens for pack in exact)
-    widths = []
-    for i, pack in enumerate(packs):
-        rows, width = pack.token_ids.shape
-        widths.append(width)
-        assert width % columns_of == 0 or (rows_of, columns_of) == (1, 1)
-        assert rows == 1 or rows * width <= max_tokens
-        if rows % rows_of:  # only where so many rows do not fit, or the last would not
-            assert rows < rows_of or (i == len(packs) - 1 and -(-rows // rows_of) * rows_of * width > max_tokens)
-    if (rows_of, columns_of) != (1, 1):
-        assert widths == sorted(widths, reverse=True)
+    heights, widths = zip(*(pack.token_ids.shape for pack in packs), strict=True)
+    assert all(width % columns == 0 for width in widths)
+    assert all(height == 1 or height * width <= max_tokens for height, width in zip(heights, widths, strict=True))
+    assert list(widths) == sorted(widths, reverse=True)
+    assert all(pack.segment_ids[:, 0].min() >= 0 for pack in packs)  # no row is nothing but padding
+
+
+def test_equally_long_groups_are_spread_evenly():
+    groups = groups_of([(9, [7, 7])] * 32)
+    assert [pack.token_ids.shape for pack in pack_groups(groups, 230, True, 16)] == [(7, 32)] * 2 + [(6, 32)] * 3
 
 
 def test_mask_shows_prompt_and_own_past_only():
