@@ -46,7 +46,7 @@ def said(output: str, marker: str) -> Any:  # noqa: ANN401  (whatever JSON holds
 
 
 def own_gap(model: Path, evaluation: Path) -> float:
-    """Mean |bf16 logprob - fp32 logprob| of an evaluation's completions, from bf16 weights by `transformers` on a CPU."""
+    """Mean |bf16 logprob - fp32 logprob| of an evaluation's completions, from bf16 weights, by `transformers`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import rlhaiku.haiku
+from rlhaiku.haiku.pronunciations import count_readings
 
 TABLE = Path(rlhaiku.haiku.__file__).parent / "data" / "cmudict.txt.gz"
 
@@ -24,18 +25,11 @@ _VARIANT = re.compile(r"\(\d+\)$")
 
 def table_text(dictionary: Iterable[str]) -> str:
     """The table of lines such as `fire(2) F AY1 R # comment`: variants of a word follow its first pronunciation."""
-    readings: dict[str, dict[int, None]] = {}
-    for line in dictionary:
-        fields = line.split("#")[0].split()
-        if not fields:
-            continue
-        entry, *phones = fields
-        # Vowels carry a stress digit. "hmm" and "shh" have none, but whoever reads them aloud hears one beat.
-        syllables = max(1, sum(phone[-1].isdigit() for phone in phones))
-        readings.setdefault(_VARIANT.sub("", entry), {})[syllables] = None
+    entries = [fields for line in dictionary if (fields := line.split("#")[0].split())]
+    readings = count_readings((_VARIANT.sub("", entry), phones) for entry, *phones in entries)
     words_by_readings: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
     for word in sorted(readings):
-        words_by_readings[tuple(readings[word])].append(word)
+        words_by_readings[readings[word]].append(word)
     return "".join(
         f"{','.join(map(str, counts))} {' '.join(words)}\n" for counts, words in sorted(words_by_readings.items())
     )

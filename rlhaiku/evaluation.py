@@ -111,7 +111,7 @@ def summarize(answers: Sequence[Answer]) -> EvalSummary:
     return EvalSummary(
         **means,
         structure_ci=(float(low[0]), float(high[0])),
-        distinct_2=_distinct_pairs(answer.text for answer in answers),
+        distinct_2=distinct_pairs(answer.text for answer in answers),
         prompts=len(per_prompt),
         completions=len(answers),
     )
@@ -155,7 +155,8 @@ def _bootstrap(per_prompt: FloatArray) -> tuple[FloatArray, FloatArray]:
     return low, high
 
 
-def _distinct_pairs(texts: Iterable[str]) -> float:
+def distinct_pairs(texts: Iterable[str]) -> float:
+    """Distinct pairs of neighbouring words of all texts together, over all pairs; 0 if there are none."""
     lines = (words(line) for text in texts for line in split_lines(strip_template(text)))
     pairs = [pair for line in lines for pair in pairwise(line)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0

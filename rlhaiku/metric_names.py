@@ -16,6 +16,7 @@ METRICS: dict[str, str] = {
     "group/zero_variance_share": "Share of groups whose completions all earned the same: no signal.",
     "group/dropped": "Groups with too few scored completions to train on.",
     "completion/length_mean": "Tokens per completion.",
+    "completion/distinct_2": "Distinct word pairs / word pairs of one poem a group; low if all prompts get one poem.",
     "completion/truncated_share": "Share of completions cut off at rollout.max_tokens.",
     "rollout/staleness_mean": "Versions between the weights that drew a completion and those it trains.",
     "rollout/tokens_per_s": "Completion tokens per second of the rollout phase, scoring included.",

@@ -15,7 +15,7 @@ import numpy as np
 from rlhaiku.advantages import is_zero_variance
 from rlhaiku.batching import BatchResult
 from rlhaiku.checkpoints import RunState
-from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
+from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, distinct_pairs, summarize
 from rlhaiku.files import write_whole, writing
 from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
 
@@ -77,6 +77,7 @@ def step_metrics(report: StepReport) -> dict[str, float]:
         "group/zero_variance_share": fmean([_is_flat(scored.rewards) for scored in report.groups]),
         "group/dropped": len(report.made.dropped),
         "completion/length_mean": num_tokens / len(completions),
+        "completion/distinct_2": distinct_pairs(scored.group.completions[0].text for scored in report.groups),
         "completion/truncated_share": fmean([c.finish_reason == "length" for c in completions]),
         "rollout/staleness_mean": report.state.weight_version - 1 - fmean([c.weight_version for c in completions]),
         "rollout/tokens_per_s": num_tokens / report.seconds["rollout"],

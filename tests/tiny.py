@@ -57,7 +57,8 @@ def make_scored(claim: int, totals: list, *, version: int = 0, text: str = "") -
     prompt = make_prompt(f"topic{claim}", 4 + claim % 3)
     completions = tuple(
         Completion(tuple(50 + (claim + i + t) % 60 for t in range(2 + (claim + i) % 5)),
-                   tuple(-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)), text or f"poem {i}", "stop", version)
+                   tuple(-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)),
+                   text or f"poem {i} by {claim}", "stop", version)
         for i in range(len(totals))
     )
     rewards = tuple(Scored(float(t)) if isinstance(t, int | float) else t for t in totals)

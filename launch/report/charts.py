@@ -52,6 +52,7 @@ CONFIDENCE = 1.96
 HEALTH = {
     "group/zero_variance_share": "groups without signal, share",
     "completion/truncated_share": "completions cut off, share",
+    "completion/distinct_2": "word pairs that are distinct, of one poem a prompt",
     "completion/length_mean": "tokens a completion",
     "train/grad_norm": "gradient norm",
     "train/logprob_gap": "|trainer - engine| logprob, nats",

@@ -20,6 +20,7 @@ from typing import Literal
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.lemmas import lemma
 from rlhaiku.haiku.numbers import number_readings
+from rlhaiku.haiku.pronunciations import count_readings
 from rlhaiku.haiku.spelling import estimate, is_latin, is_pronounceable, spelled_out, tokens
 
 DictionaryName = Literal["bundled", "nltk"]
@@ -87,7 +88,8 @@ class Dictionary:
             return Word(text, (0,), listed=False, spelled=False, pieces=(bare,), latin=False)
         if "." in text and not token[0].isdecimal():
             return _dotted(text)
-        readings = _exceptions().get(token) or _exceptions().get(text) or self.table.get(text) or self.table.get(bare)
+        cased, table = _exceptions(), self.table
+        readings = cased.get(token) or cased.get(text) or table.get(token) or table.get(text) or table.get(bare)
         if readings:
             spelled = len(bare) == 1 and bare not in _WORDS_OF_ONE_LETTER and bare.isalpha()
             return Word(text, readings, listed=True, spelled=spelled, pieces=_lemmas(bare))
@@ -172,11 +174,7 @@ def load_nltk(path: Path | None = None) -> Dictionary:
             str(path or data.path),
             "Get it with `python -m nltk.downloader cmudict`, or choose bundled.",
         ) from None
-    table: dict[str, dict[int, None]] = {}
-    for word, phones in reader.CMUDictCorpusReader(root, ["cmudict"]).entries():
-        # As in the bundled table: "hmm" has no vowel, but whoever reads it aloud hears one beat.
-        table.setdefault(word, {})[max(1, sum(phone[-1].isdigit() for phone in phones))] = None
-    return Dictionary({word: tuple(counts) for word, counts in table.items()}, "nltk")
+    return Dictionary(count_readings(reader.CMUDictCorpusReader(root, ["cmudict"]).entries()), "nltk")
 
 
 def _dotted(text: str) -> Word:

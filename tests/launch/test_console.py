@@ -23,7 +23,8 @@ from tests.tiny import make_scored
 
 ROW = {
     "step": 30, "reward/mean": 0.5, "reward/structure": 0.75, "reward/strict": 0.25, "reward/unscored": 0,
-    "group/zero_variance_share": 0.125, "completion/truncated_share": 0.0, "train/logprob_gap": 1e-5,
+    "group/zero_variance_share": 0.125, "completion/truncated_share": 0.0, "completion/distinct_2": 0.9,
+    "train/logprob_gap": 1e-5,
     "rollout/staleness_mean": 0.0, "rollout/tokens_per_s": 2500.0,
     "time/rollout_s": 1.0, "time/train_s": 2.0, "time/sync_s": 0.01,
 }
@@ -99,6 +100,7 @@ def test_the_sparkline_of_a_long_run_is_the_whole_run():
 @pytest.mark.parametrize(("change", "name", "words"), [
     ({"group/zero_variance_share": 0.75}, "flat", ("75% of the groups", "rollout.group_size")),
     ({"completion/truncated_share": 0.5}, "truncated", ("50% of the completions", "rollout.max_tokens")),
+    ({"completion/distinct_2": 0.25}, "alike", ("word pairs 25% are distinct", "algorithm.kl_coef")),
     ({"reward/unscored": 3}, "unscored", ("3 completions", "LLM_JUDGE_URL")),
     ({"train/logprob_gap": 0.3}, "gap", ("disagree by 0.300", "weight version")),
 ])

@@ -108,7 +108,7 @@ def test_an_empty_evaluation_is_refused(base, trained):
 def test_answers_are_the_texts_of_all_completions():
     scored = make_scored(3, [0.0, 1.0])
     prompt = scored.group.prompt
-    assert answers_of([scored]) == [Answer(prompt.prompt_id, prompt.topic, f"poem {i}") for i in range(2)]
+    assert answers_of([scored]) == [Answer(prompt.prompt_id, prompt.topic, f"poem {i} by 3") for i in range(2)]
 
 
 def test_a_poem_that_is_no_language_is_not_strict():

@@ -40,6 +40,7 @@ def test_metrics_of_a_step():
     assert row["group/zero_variance_share"] == 0.5
     assert row["group/dropped"] == 1
     assert row["completion/truncated_share"] == 0.0
+    assert row["completion/distinct_2"] == pytest.approx(4 / 6)  # of "poem 0 by 0" and "poem 0 by 1"
     assert row["rollout/staleness_mean"] == 2
     tokens = sum(len(c.token_ids) for g in make_report().groups for c in g.group.completions)
     assert row["rollout/tokens_per_s"] == tokens / 2.0

@@ -19,6 +19,11 @@ def test_words_with_the_same_readings_share_a_line():
     assert build_cmudict.table_text(DICTIONARY.splitlines()) == "1 cat shh\n2 aalborg\n2,1 fire hour\n"
 
 
+def test_a_word_is_said_letter_by_letter_in_upper_case_only_unless_that_is_its_usual_way():
+    said = ["am AE1 M", "am(2) EY1 EH1 M", "tv T IY1 V IY1", "tv(2) T EH1 L AH0 V IH2 ZH AH0 N", "b. B IY1", "i AY1"]
+    assert build_cmudict.table_text(said) == "1 am b. i\n1,2 AM\n2,4 tv\n"
+
+
 def test_the_script_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
     source = tmp_path / "cmudict.dict"
     source.write_text(DICTIONARY)
