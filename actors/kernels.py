@@ -13,7 +13,8 @@ import torch
 def has_kernels() -> bool:
     """On an NVIDIA GPU with Triton and the C compiler it needs, but for RLHAIKU_KERNELS=0.
 
-    They are worth 1.29 x in rollouts and 1.05 x in train steps of Qwen3-4B's shape (benchmarks/RESULTS.md).
+    With Liger's, which go by this too, they are worth 1.46 x in rollouts and 1.18 x in train steps of Qwen3-4B's shape
+    (benchmarks/RESULTS.md).
     """
     if os.environ.get("RLHAIKU_KERNELS", "1") == "0" or not torch.cuda.is_available() or torch.version.hip:
         return False

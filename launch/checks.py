@@ -61,7 +61,7 @@ def check_backends(config: RunConfig) -> None:
         rule = f"cluster.gpus_per_node={needed} needs {'an NVIDIA GPU' if needed == 1 else f'{needed} NVIDIA GPUs'}"
         raise BadInput(rule, f"nvidia-smi finds {found or 'none'}", other)
     if config.rollout.engine == "vllm" and find_spec("vllm") is None:
-        remedy = f"{INSTALL} '.[local,vllm]', or set rollout.engine=torch."
+        remedy = f"{INSTALL} '.[local,gpu,vllm]', or set rollout.engine=torch."
         raise BadInput("rollout.engine=vllm needs vLLM", "not installed", remedy)
     if is_slime(config):
         check_slime()

@@ -8,9 +8,9 @@
     6 train     the trainer takes one step and reports `StepTrained`
     7 sync      its new weights reach every engine, under the next version
 
-It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`, and what happened is recorded
-there, while others are at work. With `max_staleness=1`, stage 1 also asks for the groups of the step after, and engines
-draw them while the trainer works: the only difference.
+It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`, which first records what
+happened. With `max_staleness=1`, stage 1 also asks for the groups of the step after, and engines draw them while the
+trainer works: the only difference.
 """
 
 import time

@@ -64,8 +64,8 @@ def pack_groups(
     the same losses and gradients, for more tokens.
 
     With more than one of `columns`, packs come in few shapes, for whoever prepares something for every new one, as a
-    GPU's attention does for a quarter of a second: they are a multiple of that wide and, as nearly as they can be, of
-    one height, the longest rows first.
+    GPU's attention does: they are a multiple of that wide and, as nearly as they can be, of one height, the longest
+    rows first.
     """
     rows = [row for group in groups for row in _rows(group, shared_prompt)]
     if columns > 1:

@@ -100,10 +100,10 @@ STAGES = {
     "step": _module("grpo_step", 500, f"{PEER} --gpu torch vllm --pairs 1 --model {{scratch}}/smollm2", None),
     "step_torch": _module("grpo_step", 300, f"{PEER} --gpu torch --pairs 1 --model {{scratch}}/smollm2", None),
     "step_liger": _module("grpo_step", 300, f"{PEER} --gpu torch --liger --pairs 1 --model {{scratch}}/smollm2", None),
-    "to_reward": _module(
+    **{f"to_reward_{seed}": _module(
         "time_to_reward", 560,
-        f"{PEER} --gpu torch --seeds 0 --steps 100 --every 20 --set {SMOLLM} trainer.lr=5e-5", None,
-    ),
+        f"{PEER} --gpu torch --seeds {seed} --steps 100 --every 20 --set {SMOLLM} trainer.lr=5e-5", None,
+    ) for seed in range(3)},
     "curve": Stage(
         "-m benchmarks.gpu.learning_curve --model {scratch}/smollm2 --directory {scratch}/curve --seconds {seconds} "
         "--tar {output}/curve.tar.gz", 560,
