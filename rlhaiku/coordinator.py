@@ -8,9 +8,8 @@
     6 train     the trainer takes one step and reports `StepTrained`
     7 sync      its new weights reach every engine, under the next version
 
-It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`, which first records what
-happened. With `max_staleness=1`, stage 1 also asks for the groups of the step after, and engines draw them while the
-trainer works: the only difference.
+It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`. With `max_staleness=1`, stage
+1 also asks for the groups of the step after, and engines draw them while the trainer works: the only difference.
 """
 
 import time
@@ -52,7 +51,6 @@ class Coordinator:
         self._buffer = StalenessBuffer(config.rollout.groups_per_step, config.rollout.max_staleness, self.state.step)
         self._evaluated: dict[int, ScoredGroup] = {}
         self._trained: TrainStats | None = None
-        self._unrecorded: list[GroupEvent] = []
 
     def run(self) -> RunState:
         """Trains to the last step, or until asked to stop; evaluates and saves on the way."""
@@ -78,7 +76,7 @@ class Coordinator:
         groups = self.collect(step)
         made = make_batch(step, groups, self.config.algorithm, self.config.rollout.temperature)
         if made.dropped:
-            self._unrecorded.append(GroupsDropped(step, made.dropped))
+            self._record(GroupsDropped(step, made.dropped))
         rolled_out = time.perf_counter()
         stats = self.train(made.batch)
         trained = time.perf_counter()
@@ -97,8 +95,8 @@ class Coordinator:
             named = [self.around.prompts.at(claim) for claim in claims]
             version = self.state.weight_version
             requests = tuple(GroupRequest(key, prompt, rollout.group_size, sampling, version) for key, prompt in named)
-            self._unrecorded.append(GroupsClaimed(claims.start // rollout.groups_per_step, requests))
-            self.roles.rollouts.submit(requests)
+            self.roles.rollouts.submit(requests)  # which work while it is recorded
+            self._record(GroupsClaimed(claims.start // rollout.groups_per_step, requests))
 
     def collect(self, step: int) -> tuple[ScoredGroup, ...]:
         """The step's scored groups, in claim order, once all are there."""
@@ -108,14 +106,12 @@ class Coordinator:
     def train(self, batch: TrainBatch) -> TrainStats:
         """One train step; groups of the next step go on arriving meanwhile."""
         if not batch.groups:
-            self._record()
             raise BatchEmpty(f"step {batch.step} needs at least one scored group; all were dropped. See metrics.jsonl.")
         self._trained = None
         self.roles.trainer.submit(batch)
         self._pump(lambda: self._trained is not None, f"the trainer's step {batch.step}")
         assert self._trained is not None
-        self._unrecorded.append(GroupsTrained(tuple(group.key for group in batch.groups), self._trained))
-        self._record()
+        self._record(GroupsTrained(tuple(group.key for group in batch.groups), self._trained))
         return self._trained
 
     def evaluate(self) -> None:
@@ -133,27 +129,22 @@ class Coordinator:
     def save(self) -> None:
         """A checkpoint with nothing in flight: groups claimed ahead arrive first, so that a resume finds them."""
         self._pump(self._buffer.is_settled, "the groups claimed ahead")
-        self._record()
         self.around.checkpoints.save(self.state, self.roles.trainer.save)
 
     def _pump(self, done: Callable[[], bool], waiting_for: str) -> None:
         """Takes outcomes as they arrive and passes each on, until `done`."""
         while not done():
-            self._record()
             event = self.roles.events.next(waiting_for)
             if isinstance(event, GroupsGenerated):
-                self._unrecorded.append(event)
                 self.roles.rewards.submit(event.groups)
+                self._record(event)
             elif isinstance(event, GroupsScored):
-                self._unrecorded.append(event)
+                self._record(event)
                 self._evaluated |= {scored.key.claim: scored for scored in event.groups if scored.key.is_eval}
                 self._buffer.put(scored for scored in event.groups if not scored.key.is_eval)
             else:
                 self._trained = event.stats
 
-    def _record(self) -> None:
-        """Tells the ledger what has happened since; a kill before that costs drawing or scoring it again."""
-        for event in self._unrecorded:
-            for sink in self.around.sinks:
-                sink.record(event)
-        self._unrecorded.clear()
+    def _record(self, event: GroupEvent) -> None:
+        for sink in self.around.sinks:
+            sink.record(event)
