@@ -46,7 +46,8 @@ def has_liger() -> bool:
 
 
 def _use_liger(model: "PreTrainedModel") -> None:
-    """Not by Liger's own patches, which are for all models of a kind in a process, those on a CPU too."""
+    """Has Liger compute MLPs and rotary embeddings, on GPUs: its own patches are for all models of a kind in a process.
+    """
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("MLP"):
@@ -70,14 +71,13 @@ def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
 
 def _gated_mlp(module: nn.Module, hidden: Tensor) -> Tensor:
     """[..., H] -> [..., H]."""
-    gate, up = module.gate_proj(hidden), module.up_proj(hidden)  # type: ignore[operator]
-    if _is_for_liger(hidden):
-        from liger_kernel.transformers.functional import liger_swiglu
+    if not _is_for_liger(hidden):
+        return type(module).forward(module, hidden)  # type: ignore[no-any-return]
+    from liger_kernel.transformers.functional import liger_swiglu
 
-        inside = liger_swiglu(gate, up)
-    else:
-        inside = functional.silu(gate) * up
-    output: Tensor = module.down_proj(inside)  # type: ignore[operator]
+    output: Tensor = module.down_proj(  # type: ignore[operator]
+        liger_swiglu(module.gate_proj(hidden), module.up_proj(hidden))  # type: ignore[operator]
+    )
     return output
 
 

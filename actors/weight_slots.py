@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -78,21 +79,20 @@ class WeightSlots:
     def _lay_out(self, shapes: Shapes, flat: Tensor, num_slots: int) -> None:
         self.shapes = shapes
         self._slots = flat.view(num_slots, -1)
-        places, start = [], 0
-        for size in (shape.numel() for shape in shapes.values()):
-            places.append(torch.arange(start, start + size, _sample_step(size)))
-            start += _aligned(size)
+        sizes, self._starts = [shape.numel() for shape in shapes.values()], _starts(shapes)
+        laid_out = zip(self._starts, sizes, strict=False)  # the last start is the slot's end
+        places = [torch.arange(start, start + size, _sample_step(size)) for start, size in laid_out]
         self._places = torch.cat(places).to(flat.device)
         """[N] elements of a slot that enter its checksum: taken at once, not tensor by tensor."""
-        self.num_bytes = sum(shape.numel() for shape in shapes.values()) * flat.dtype.itemsize
+        self.num_bytes = sum(sizes) * flat.dtype.itemsize
+
+    def _slot(self, weight_version: int) -> Tensor:
+        return self._slots[weight_version % len(self._slots)]
 
     def views(self, weight_version: int) -> dict[str, Tensor]:
         """Every parameter as a view into the version's slot."""
-        slot, views, start = self._slots[weight_version % len(self._slots)], {}, 0
-        for name, shape in self.shapes.items():
-            views[name] = slot[start : start + shape.numel()].view(shape)
-            start += _aligned(shape.numel())
-        return views
+        slot, named = self._slot(weight_version), zip(self.shapes.items(), self._starts, strict=False)
+        return {name: slot[start : start + shape.numel()].view(shape) for (name, shape), start in named}
 
     def write(self, weight_version: int, parameters: Iterable[tuple[str, Tensor]]) -> int:
         """Copies named parameters into the version's slot and returns their checksum."""
@@ -112,7 +112,7 @@ class WeightSlots:
 
     def checksum(self, weight_version: int) -> int:
         """The version's, as `checksum` of its tensors; whatever was queued on a GPU to write it is waited for."""
-        return _crc(self._slots[weight_version % len(self._slots)][self._places].cpu())
+        return _crc(self._slot(weight_version)[self._places].cpu())
 
 
 class DeviceWeightSlots(WeightSlots):
@@ -174,8 +174,9 @@ def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def slot_elements(shapes: Shapes) -> int:
     """Elements of one slot."""
-    return sum(_aligned(shape.numel()) for shape in shapes.values())
+    return _starts(shapes)[-1]
 
 
-def _aligned(num_elements: int) -> int:
-    return -(-num_elements // ALIGNMENT) * ALIGNMENT
+def _starts(shapes: Shapes) -> list[int]:
+    """Of each tensor in a slot, and the slot's end."""
+    return [0, *accumulate(-(-shape.numel() // ALIGNMENT) * ALIGNMENT for shape in shapes.values())]

@@ -2,7 +2,7 @@
 
 Same model, prompts, group size, lengths, reward, clipping, learning rate and thread count, no KL, one optimizer step.
 
-    python -m benchmarks.grpo_step --peer-python PATH [--gpu torch [vllm] [--liger]] [--model DIR] [--smoke]
+    python -m benchmarks.grpo_step --peer-python PATH [--gpu torch [vllm] [--liger]] [--model DIR] [--smoke] [--force]
 
 DIR is a Hugging Face directory, e.g. what `benchmarks.smollm2` writes; on CPUs its steps are 2 groups of 8 x 32 tokens.
 PATH is the Python of an environment with trl, torch and transformers (and pydantic). Sides take turns, a fresh process

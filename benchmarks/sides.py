@@ -66,14 +66,17 @@ def own_gap(model: Path, evaluation: Path) -> float:
 
 
 def guards(
-    peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], warm_up: int, own_gap: float = 0.0
+    peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], warm_up: int, rounding: float = 0.0
 ) -> list[str]:
-    """What makes a ratio void, in words, and how long each side takes to bring its weights to its engine."""
-    gap, largest = max(max(run["gap"]) for run in ours), max(MAX_GAP, math.sqrt(2) * own_gap)
+    """What makes a ratio void, in words, and how long each side takes to bring its weights to its engine.
+
+    `rounding`: the model's `own_gap`, where it was measured.
+    """
+    gap, largest = max(max(run["gap"]) for run in ours), max(MAX_GAP, math.sqrt(2) * rounding)
     lengths = [fmean(run["length"][warm_up] for run in side) for side in (peers, ours)]
     alike = abs(lengths[0] - lengths[1]) <= LENGTHS_ALIKE * max(lengths)
     found = [f"VOID: the logprob gap {gap:.4f} is not below {largest:.4f}"] * (gap >= largest)
-    found += [f"logprob gap at most {gap:.4f}; the model's own, bf16 against fp32, is {own_gap:.4f}"] * (own_gap > 0)
+    found += [f"logprob gap at most {gap:.4f}; the model's own, bf16 against fp32, is {rounding:.4f}"] * (rounding > 0)
     found += [f"VOID: the mean lengths {lengths[0]:.1f} and {lengths[1]:.1f} differ"] * (not alike)
     syncs = [[1000 * each for run in side for each in run["sync"][warm_up:]] for side in (peers, ours)]
     if all(syncs):

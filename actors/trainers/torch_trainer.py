@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,15 +162,16 @@ class TorchTrainer:
         All ranks have equally many, since a forward pass is collective: what some lack is filled up with packs that
         count nothing. The others count once for each rank: the loss is a sum over them, of which FSDP takes the mean.
         """
-        policy, max_tokens = self._policy, self._spec.trainer.micro_batch_tokens
-        shared_prompt, columns = self._spec.trainer.shared_prompt, GPU_COLUMNS if self._spec.device == "cuda" else 1
+        trainer, policy = self._spec.trainer, self._policy
+        columns = GPU_COLUMNS if self._spec.device == "cuda" else 1
+        pack = partial(pack_groups, max_tokens=trainer.micro_batch_tokens, columns=columns)
         if policy.num_ranks == 1:
-            return ((pack, 1.0) for pack in pack_groups(groups, max_tokens, shared_prompt, columns))
+            return ((each, 1.0) for each in pack(groups, shared_prompt=trainer.shared_prompt))
         own = split_groups(groups, policy.num_ranks)[policy.rank]
-        packs = list(pack_groups(own, max_tokens, shared_prompt, columns))
-        (filler, *_) = pack_groups([min(groups, key=group_tokens)], max_tokens, False, columns)
+        packs = list(pack(own, shared_prompt=trainer.shared_prompt))
+        (filler, *_) = pack([min(groups, key=group_tokens)], shared_prompt=False)
         missing = policy.most(len(packs)) - len(packs)
-        return [(pack, float(policy.num_ranks)) for pack in packs] + [(filler, 0.0)] * missing
+        return [(each, float(policy.num_ranks)) for each in packs] + [(filler, 0.0)] * missing
 
     def _reference_logprobs(self, pack: Pack, temperature: float) -> Tensor | None:
         if self._reference is None:

@@ -1,4 +1,4 @@
-"""Which kernels a card spends its time in, and what it does without ours."""
+"""Which kernels a card spends its time in, and how it does without ours and Liger's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -97,9 +97,10 @@ STAGES = {
     "idle_torch": _run("gpu.idle", 220, QWEN3, TORCH),
     "idle_vllm": _run("gpu.idle", 220, QWEN3, "rollout.engine=vllm"),
     "smollm2": Stage("-m benchmarks.smollm2 {scratch}/smollm2", 120, None),
-    "step": _module("grpo_step", 500, f"{PEER} --gpu torch vllm --pairs 1 --model {{scratch}}/smollm2", None),
-    "step_torch": _module("grpo_step", 300, f"{PEER} --gpu torch --pairs 1 --model {{scratch}}/smollm2", None),
-    "step_liger": _module("grpo_step", 300, f"{PEER} --gpu torch --liger --pairs 1 --model {{scratch}}/smollm2", None),
+    **{name: _module("grpo_step", limit_s, f"{PEER} --gpu {sides} --pairs 1 --model {{scratch}}/smollm2", None)
+       for name, limit_s, sides in (
+           ("step", 500, "torch vllm"), ("step_torch", 300, "torch"), ("step_liger", 300, "torch --liger"),
+       )},
     **{f"to_reward_{seed}": _module(
         "time_to_reward", 560,
         f"{PEER} --gpu torch --seeds {seed} --steps 100 --every 20 --set {SMOLLM} trainer.lr=5e-5", None,

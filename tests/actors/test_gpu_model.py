@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from actors import gpu_model
+from actors import gpu_model, kernels
 from actors.gpu_model import fuse_layers
 
 SIZE = {
@@ -62,10 +62,14 @@ def test_fused_layers_on_a_cpu(liger, kind):
     assert largest_error(outcome(model), wanted) < 1e-5  # nor has anything happened to its neighbour
 
 
-def test_other_activations_are_left_alone(liger):
-    model = make(Qwen3Config, hidden_act="gelu")
+@pytest.mark.parametrize(("activation", "times"), [("silu", 2 * SIZE["num_hidden_layers"]), ("gelu", 0)])
+def test_models_with_other_activations_are_left_alone(liger, monkeypatch, activation, times):
+    model = make(Qwen3Config, hidden_act=activation)
     wanted = outcome(copy.deepcopy(model))
+    asked = []
+    monkeypatch.setattr(gpu_model, "_is_for_liger", lambda tensor: asked.append(tensor))  # and it is not
     assert largest_error(outcome(fuse_layers(model)), wanted) < 1e-5
+    assert len(asked) == times
 
 
 @pytest.mark.gpu
@@ -84,3 +88,19 @@ def test_fused_layers_on_a_gpu(monkeypatch, rotations, kind):
     fuse_layers(fused)
     assert largest_error(outcome(fused), wanted) < 1.2 * gap + 1e-3
     assert len(asked) == 2 * SIZE["num_hidden_layers"]  # an MLP and a rotation each
+
+
+@pytest.mark.parametrize(("wanted", "compiler", "hip", "used"), [
+    (None, "/usr/bin/cc", None, True), ("1", "/usr/bin/cc", None, True), ("0", "/usr/bin/cc", None, False),
+    (None, None, None, False), (None, "/usr/bin/cc", "6.0", False),
+])
+def test_kernels_are_used_where_they_can_be_unless_they_are_not_wanted(monkeypatch, wanted, compiler, hip, used):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("RLHAIKU_KERNELS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("RLHAIKU_KERNELS", wanted)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", hip, raising=False)
+    assert kernels.has_kernels.__wrapped__() is used

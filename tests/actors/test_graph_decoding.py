@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors import kernels
 from actors.engines.decoding import TileDecoder
 from actors.engines.graph_decoding import GraphDecoder
 from tests.tiny import make_request, save_tiny_model
@@ -39,19 +38,3 @@ def test_tiles_of_other_shapes_do_not_disturb_each_other(model_path):
     before = graph.decode(four)
     graph.decode(two)
     assert graph.decode(four) == before
-
-
-@pytest.mark.parametrize(("wanted", "compiler", "hip", "used"), [
-    (None, "/usr/bin/cc", None, True), ("1", "/usr/bin/cc", None, True), ("0", "/usr/bin/cc", None, False),
-    (None, None, None, False), (None, "/usr/bin/cc", "6.0", False),
-])
-def test_kernels_are_used_where_they_can_be_unless_they_are_not_wanted(monkeypatch, wanted, compiler, hip, used):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv("RLHAIKU_KERNELS", raising=False)
-    if wanted is not None:
-        monkeypatch.setenv("RLHAIKU_KERNELS", wanted)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.version, "hip", hip, raising=False)
-    assert kernels.has_kernels.__wrapped__() is used

@@ -114,7 +114,7 @@ def test_a_ratio_is_void_where_the_sides_did_unlike_work(gap, length, void):
     said = sides.guards(peers, ours, 0)
     assert sum(line.startswith("VOID") for line in said) == void
     assert said[-1] == "weights to the engine: TRL 100.0 ms, ours 10.0 ms until it may read them"
-    forgiven = sides.guards(peers, ours, 0, own_gap=0.03)  # of a model whose bf16 is as far from its fp32
+    forgiven = sides.guards(peers, ours, 0, rounding=0.03)  # of a model whose bf16 is as far from its fp32
     assert sum("VOID: the logprob gap" in line for line in forgiven) == (gap >= 0.042)
 
 
