@@ -8,8 +8,9 @@
     6 train     the trainer takes one step and reports `StepTrained`
     7 sync      its new weights reach every engine, under the next version
 
-It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`. With `max_staleness=1`, stage
-1 also asks for the groups of the step after, and engines draw them while the trainer works: the only difference.
+It knows the Protocols of `rlhaiku.roles`, not where they run. All waiting is in `_pump`, and what has happened is told
+to sinks and reporters there, while others work. With `max_staleness=1`, stage 1 also asks for the groups of the step
+after, and engines draw them while the trainer works: the only difference.
 """
 
 import time
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 
 from rlhaiku.batching import make_batch
 from rlhaiku.checkpoints import CheckpointStore, RunState
+from rlhaiku.chronicle import Chronicle
 from rlhaiku.config import RunConfig
 from rlhaiku.errors import BatchEmpty
-from rlhaiku.events import GroupEvent, GroupsClaimed, GroupsDropped, GroupsGenerated, GroupsScored, GroupsTrained
+from rlhaiku.events import GroupsClaimed, GroupsDropped, GroupsGenerated, GroupsScored, GroupsTrained
 from rlhaiku.metrics import Reporter, StepReport
 from rlhaiku.prompts import PromptOrder, eval_requests
 from rlhaiku.roles import EventSink, Roles
@@ -48,25 +50,27 @@ class Coordinator:
         """`state`: where a resumed run stands; the trainer must already hold its weights."""
         self.config, self.roles, self.around = config, roles, around
         self.state = state or RunState()
+        self.chronicle = Chronicle(around.sinks, around.reporters)
         self._buffer = StalenessBuffer(config.rollout.groups_per_step, config.rollout.max_staleness, self.state.step)
         self._evaluated: dict[int, ScoredGroup] = {}
         self._trained: TrainStats | None = None
 
     def run(self) -> RunState:
         """Trains to the last step, or until asked to stop; evaluates and saves on the way."""
-        self.roles.weight_sync.publish(self.state.weight_version)
-        if self.state.step == 0:
-            self.evaluate()
-        while self.state.step < self.config.num_steps:
-            self.step()
-            done, stop = self.state.step, self.around.should_stop()
-            last = done == self.config.num_steps
-            if last or done % self.config.evaluation.interval == 0:
+        with self.chronicle:
+            self.roles.weight_sync.publish(self.state.weight_version)
+            if self.state.step == 0:
                 self.evaluate()
-            if last or stop or done % self.config.output.save_interval == 0:
-                self.save()
-            if stop:
-                break
+            while self.state.step < self.config.num_steps:
+                self.step()
+                done, stop = self.state.step, self.around.should_stop()
+                last = done == self.config.num_steps
+                if last or done % self.config.evaluation.interval == 0:
+                    self.evaluate()
+                if last or stop or done % self.config.output.save_interval == 0:
+                    self.save()
+                if stop:
+                    break
         return self.state
 
     def step(self) -> None:
@@ -76,16 +80,14 @@ class Coordinator:
         groups = self.collect(step)
         made = make_batch(step, groups, self.config.algorithm, self.config.rollout.temperature)
         if made.dropped:
-            self._record(GroupsDropped(step, made.dropped))
+            self.chronicle.event(GroupsDropped(step, made.dropped))
         rolled_out = time.perf_counter()
         stats = self.train(made.batch)
         trained = time.perf_counter()
         sync = self.roles.weight_sync.publish(self.state.weight_version + 1)
         seconds = {"rollout": rolled_out - started, "train": trained - rolled_out, "sync": sync.seconds}
         self.state = RunState(step + 1, sync.weight_version)
-        report = StepReport(self.state, groups, made, stats, sync, seconds, self.roles.rewards.stats())
-        for reporter in self.around.reporters:
-            reporter.step(report)
+        self.chronicle.step(StepReport(self.state, groups, made, stats, sync, seconds, self.roles.rewards.stats()))
 
     def claim(self, step: int) -> None:
         """Asks for the groups of this step, and of as many later ones as `max_staleness` allows."""
@@ -95,8 +97,8 @@ class Coordinator:
             named = [self.around.prompts.at(claim) for claim in claims]
             version = self.state.weight_version
             requests = tuple(GroupRequest(key, prompt, rollout.group_size, sampling, version) for key, prompt in named)
-            self.roles.rollouts.submit(requests)  # which work while it is recorded
-            self._record(GroupsClaimed(claims.start // rollout.groups_per_step, requests))
+            self.roles.rollouts.submit(requests)
+            self.chronicle.event(GroupsClaimed(claims.start // rollout.groups_per_step, requests))
 
     def collect(self, step: int) -> tuple[ScoredGroup, ...]:
         """The step's scored groups, in claim order, once all are there."""
@@ -111,7 +113,7 @@ class Coordinator:
         self.roles.trainer.submit(batch)
         self._pump(lambda: self._trained is not None, f"the trainer's step {batch.step}")
         assert self._trained is not None
-        self._record(GroupsTrained(tuple(group.key for group in batch.groups), self._trained))
+        self.chronicle.event(GroupsTrained(tuple(group.key for group in batch.groups), self._trained))
         return self._trained
 
     def evaluate(self) -> None:
@@ -123,28 +125,26 @@ class Coordinator:
         self._evaluated = {}
         self.roles.rollouts.submit(requests)
         self._pump(lambda: len(self._evaluated) == len(requests), f"the evaluation after step {self.state.step}")
-        for reporter in self.around.reporters:
-            reporter.evaluation(self.state, tuple(self._evaluated[i] for i in range(len(requests))))
+        self.chronicle.evaluation(self.state, tuple(self._evaluated[i] for i in range(len(requests))))
+        self.chronicle.tell()
 
     def save(self) -> None:
         """A checkpoint with nothing in flight: groups claimed ahead arrive first, so that a resume finds them."""
         self._pump(self._buffer.is_settled, "the groups claimed ahead")
+        self.chronicle.tell()
         self.around.checkpoints.save(self.state, self.roles.trainer.save)
 
     def _pump(self, done: Callable[[], bool], waiting_for: str) -> None:
         """Takes outcomes as they arrive and passes each on, until `done`."""
         while not done():
+            self.chronicle.tell()
             event = self.roles.events.next(waiting_for)
             if isinstance(event, GroupsGenerated):
                 self.roles.rewards.submit(event.groups)
-                self._record(event)
+                self.chronicle.event(event)
             elif isinstance(event, GroupsScored):
-                self._record(event)
+                self.chronicle.event(event)
                 self._evaluated |= {scored.key.claim: scored for scored in event.groups if scored.key.is_eval}
                 self._buffer.put(scored for scored in event.groups if not scored.key.is_eval)
             else:
                 self._trained = event.stats
-
-    def _record(self, event: GroupEvent) -> None:
-        for sink in self.around.sinks:
-            sink.record(event)

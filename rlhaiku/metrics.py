@@ -53,7 +53,7 @@ class Reporter(Protocol):
     """Is told about every finished step and evaluation."""
 
     def step(self, report: StepReport) -> None:
-        """One train step is done and its weights are synced."""
+        """One train step is done and its weights are synced; told a moment later, while others are at work again."""
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """The held-out prompts were answered with the weights of `state`."""

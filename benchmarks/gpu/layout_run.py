@@ -43,14 +43,15 @@ class LayoutRun:
         """`directory`: where observed actors write, and where the ledger is to be."""
         self._config, self._prompts, self._directory, self._row = config, prompts, directory, row
         self._ceilings = ceilings
-        self._steps: list[tuple[str, Span, StepReport]] = []
+        self._steps: list[tuple[str, Span]] = []
+        self._reports: list[StepReport] = []
         self._memory: list[list[float]] = []
         self._died: list[str] = []
         self._recovered: list[float] = []
 
     def step(self, report: StepReport) -> None:
         """Keeps it; see Reporter."""
-        self._report = report
+        self._reports.append(report)
 
     def evaluation(self, state: RunState, groups: Sequence[ScoredGroup]) -> None:
         """There is none here."""
@@ -124,8 +125,8 @@ class LayoutRun:
         ask(actors, inside.start_profile, str(self._directory))
         self._make(count, "profiled")
         spans = ask(actors, inside.stop_profile, str(self._directory))
-        windows = [window for _, window, _ in self._steps[began:]]
-        walls = [median(end - start for _, (start, end), _ in some)
+        windows = [window for _, window in self._steps[began:]]
+        walls = [median(end - start for _, (start, end) in some)
                  for some in (self._steps[WARM:began] or self._steps[:began], self._steps[began:])]
         self._row["profile"] = {
             "slowdown": walls[1] / walls[0],
@@ -164,15 +165,17 @@ class LayoutRun:
         }
 
     def _make(self, count: int, kind: str) -> None:
-        for _ in range(count):
-            began = time.time()
-            self._coordinator.step()
-            self._steps.append((kind, (began, time.time()), self._report))
+        with self._coordinator.chronicle:  # of the last step, too
+            for _ in range(count):
+                began = time.time()
+                self._coordinator.step()
+                self._steps.append((kind, (began, time.time())))
         self._memory.append(used_gb())  # not between steps: engines may be at work for the next one
 
     def _rows(self) -> list[dict[str, Any]]:
         phases = read_phases(self._directory)
-        return [step_row(kind, window, phases, report) for kind, window, report in self._steps]
+        return [step_row(kind, window, phases, report)
+                for (kind, window), report in zip(self._steps, self._reports, strict=False)]  # one may have failed
 
     def _flops_per_token(self) -> float:
         """Useful ones: without those of recomputation."""

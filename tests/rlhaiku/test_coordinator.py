@@ -146,6 +146,7 @@ def test_step_without_any_group_fails_loudly(tmp_path):
     world = World(tmp_path, reward=lambda group, index: Scored(0.0) if group.key.is_eval else Unscored("down"))
     with pytest.raises(BatchEmpty, match="step 0"):
         world.coordinator.run()
+    assert isinstance(world.sink.events[-1], GroupsDropped)  # what ended the run is on record
 
 
 def test_silence_ends_the_run(tmp_path):
@@ -165,6 +166,53 @@ def test_sink_sees_each_group_claimed_generated_scored_trained(tmp_path):
                 if not key.is_eval:
                     lives[key.claim].append(name)
     assert set(map(tuple, lives.values())) == {("claimed", "generated", "scored", "trained")}
+
+
+def test_whoever_can_work_does_so_before_anybody_is_told(tmp_path):
+    world = World(tmp_path)
+    given = []  # at every telling: what it is about, claims asked for so far, steps the trainer was given
+    record, report = world.sink.record, world.reporter.step
+
+    def note(what):
+        claims = [r.key.claim for r in world.rollouts.requests if not r.key.is_eval]
+        given.append((what, len(claims), len(world.trainer.batches)))
+
+    world.sink.record = lambda event: (note(type(event).__name__), record(event))
+    world.reporter.step = lambda report_: (note("report"), report(report_))
+    world.coordinator.roles.weight_sync.publish(0)
+    world.coordinator.step()
+    world.coordinator.step()
+    assert given[0] == ("GroupsClaimed", 4, 0)
+    assert given[-1] == ("GroupsScored", 8, 2)  # the step's last, when the trainer has its batch
+    assert ("GroupsTrained", 8, 1) in given
+    assert ("report", 8, 1) in given  # when the engines have the next step's groups
+
+
+def test_checkpoint_comes_after_everything_that_it_covers(tmp_path):
+    world = World(tmp_path)
+    told, save = [], world.trainer.save
+
+    def saving(directory):
+        told.append((len(world.reporter.steps), len(world.reporter.evaluations)))
+        save(directory)
+
+    world.trainer.save = saving
+    world.coordinator.run()
+    assert told == [(2, 2), (4, 3), (5, 4)]
+
+
+@pytest.mark.parametrize("failing", ["record", "step"])
+def test_what_a_sink_or_reporter_raises_ends_the_run(tmp_path, failing):
+    world = World(tmp_path)
+
+    def fail(_):
+        raise OSError("disk full")
+
+    setattr(world.sink if failing == "record" else world.reporter, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        world.coordinator.run()
+    assert len(world.reporter.steps) == 0
+    assert not world.store.complete()
 
 
 def _keys(event):
