@@ -56,6 +56,8 @@ def settings(model: Path, options: argparse.Namespace, engine: str | None) -> Ru
 
 def peer_settings(config: RunConfig) -> dict[str, Any]:
     """A run of ours as TRL's side takes it, in JSON."""
+    if config.reward.repeat_penalty:
+        sys.exit("reward.repeat_penalty must be 0 in a comparison: TRL's reward function sees no whole step")
     prompts, _ = load_prompts(config)
     return {
         "gpu": config.cluster.gpus_per_node > 0,

@@ -29,7 +29,8 @@ Coordinator.step = timed
 run(read_config(Path(sys.argv[1])), output_dir=sys.argv[2])
 print("SECONDS " + json.dumps(seconds), flush=True)
 """
-"""A run of ours, and the wall time of each of its steps, whole: TRL's clock, too, stops for nothing."""
+"""A run of ours, and the wall time of each of its steps, whole: TRL's clock, too, stops for nothing. Only what is told
+at a step's end before an evaluation or a checkpoint is on nobody's clock."""
 MAX_GAP = 0.02
 """Mean |trainer logprob - rollout logprob|, in bf16; for a model that rounds more by itself, what two such roundings
 differ by: see `own_gap`."""

@@ -16,7 +16,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from typing import Any
 
 from benchmarks.grpo_step import TIMEOUT_S, peer_settings, run_ours, run_peer
 from benchmarks.measure import ROOT, Results, begin, parser
+from benchmarks.sides import said
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 EVALUATE = """
@@ -33,17 +35,14 @@ from launch.checks import check_placement
 from launch.evaluate import evaluate_pair
 from launch.ray_runtime import local_ray
 from rlhaiku.config import read_config
-config, target, models = read_config(Path(sys.argv[1])), float(sys.argv[2]), sys.argv[3:]
+config, pair = read_config(Path(sys.argv[1])), sys.argv[2:]
 placement = check_placement(config)
 with local_ray(placement.total_cpus, placement.num_gpus):
-    while models:
-        pair, models = models[:2], models[2:]
-        found = evaluate_pair(config, pair[0], pair[-1])
-        reached = [each.structure_mean for each in (found.base, found.trained)][: len(pair)]
-        print(json.dumps(reached))
-        if max(reached) >= target:
-            break
+    found = evaluate_pair(config, pair[0], pair[-1])
+print("REACHED " + json.dumps([each.structure_mean for each in (found.base, found.trained)][: len(pair)]))
 """
+PAIRS_ON_A_GPU = 4
+"""Of models, evaluated side by side: most of it is starting up, and nobody's clock runs."""
 NEARLY = 0.98
 """Of the best: on a plateau that one is anywhere."""
 Point = tuple[int, float, float]
@@ -60,14 +59,25 @@ def configure(options: argparse.Namespace, seed: int) -> RunConfig:
     ])
 
 
-def held_out(config: RunConfig, models: Iterable[Path], target: float, scratch: Path) -> list[float]:
-    """Structure x legitimacy of models that somebody else trained, up to the first pair that reaches the target."""
+def held_out(config: RunConfig, models: Sequence[Path], target: float, scratch: Path) -> list[float]:
+    """Structure x legitimacy of models that somebody else trained, up to the first that reaches the target or later."""
     write_config(config, scratch / "evaluate.toml")
-    command = [sys.executable, "-c", EVALUATE, str(scratch / "evaluate.toml"), str(target), *map(str, models)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S, check=False)
-    if done.returncode:
-        sys.exit(f"the peer's models could not be evaluated:\n{done.stderr[-3000:]}")
-    return [reached for line in done.stdout.splitlines() if line.startswith("[") for reached in json.loads(line)]
+
+    def pair(start: int) -> list[float]:
+        command = [sys.executable, "-c", EVALUATE, str(scratch / "evaluate.toml"), *map(str, models[start : start + 2])]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            sys.exit(f"the peer's models could not be evaluated:\n{done.stderr[-3000:]}")
+        found: list[float] = said(done.stdout, "REACHED ")
+        return found
+
+    reached: list[float] = []
+    with ThreadPoolExecutor() as pool:
+        at_once = 2 * (PAIRS_ON_A_GPU if config.cluster.gpus_per_node else 1)
+        while len(reached) < len(models) and max(reached, default=-math.inf) < target:
+            starts = range(len(reached), min(len(models), len(reached) + at_once), 2)
+            reached += [value for some in pool.map(pair, starts) for value in some]
+    return reached
 
 
 def clock_of(seconds: list[float]) -> list[float]:
@@ -91,7 +101,7 @@ def first_as_good(points: list[Point], target: float) -> float | None:
 
 
 def peer_curve(options: argparse.Namespace, config: RunConfig, scratch: Path) -> tuple[list[Point], dict[str, Any]]:
-    """TRL's run, and its saved models evaluated one after the other, until one reaches the target if there is one."""
+    """TRL's run, and its saved models evaluated in their order, until one reaches the target if there is one."""
     peer = run_peer(options.peer_python, peer_settings(config) | {"save_interval": options.every}, scratch)
     clock = clock_of(peer["seconds"])
     models = sorted((scratch / "trl").glob("step-*"))
@@ -110,8 +120,8 @@ def measure(options: argparse.Namespace, seed: int, scratch: Path, results: Resu
             curves[side] = curve(scratch / "ours", run_ours(config, scratch / "ours")["seconds"])
         else:
             curves[side], packages = peer_curve(options, config, scratch)
-        said = ", ".join(f"{reached:.3f} after {seconds:.0f} s" for _, seconds, reached in curves[side])
-        print(f"  seed {seed}, {side}: {said}", flush=True)
+        shown = ", ".join(f"{reached:.3f} after {seconds:.0f} s" for _, seconds, reached in curves[side])
+        print(f"  seed {seed}, {side}: {shown}", flush=True)
     target = options.target
     if target is None:
         target = NEARLY * max(reached for _, _, reached in curves["baseline"])

@@ -52,7 +52,7 @@ class Hooks:
     saved: Callable[[], None] = lambda: None
     """Called after each checkpoint, once it is complete on disk."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked after every step; true ends the run like Ctrl-C does, with a checkpoint."""
+    """Asked after every step, before its metrics are written; true ends the run like Ctrl-C does, with a checkpoint."""
     resume_with: str = ""
     """The command that goes on with the run, said at its end; empty is `rlhaiku train --resume`."""
 

@@ -1,11 +1,13 @@
-"""Scored groups in, one logical train batch out: unscored completions leave, too-small groups are dropped."""
+"""Scored groups in, one logical train batch out: repeats cost, unscored completions leave, small groups are dropped."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhaiku.advantages import group_advantages
 from rlhaiku.config import AlgorithmConfig
-from rlhaiku.types import GroupKey, Scored, ScoredGroup, TrainBatch, TrainGroup, TrainSample
+from rlhaiku.haiku.repeats import repeated_shares
+from rlhaiku.types import GroupKey, Reward, Scored, ScoredGroup, TrainBatch, TrainGroup, TrainSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,30 @@ class BatchResult:
     batch: TrainBatch
     dropped: dict[GroupKey, str]
     """Groups that are not trained, with the reason."""
+
+
+def penalize_repeats(groups: Sequence[ScoredGroup], penalty: float) -> tuple[ScoredGroup, ...]:
+    """A step's groups with `penalty` x `repeated_shares` taken off each reward, and the share as component `repeated`.
+
+    It compares whole steps, so nobody who scores a part of one can do it.
+    """
+    if not penalty:
+        return tuple(groups)
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    for scored in groups:
+        texts[scored.key.prompt_id] += [completion.text for completion in scored.group.completions]
+    left = {prompt: iter(shares) for prompt, shares in repeated_shares(texts).items()}
+    return tuple([
+        ScoredGroup(scored.group, tuple([_less(reward, penalty, next(left[scored.key.prompt_id]))
+                                         for reward in scored.rewards]))
+        for scored in groups
+    ])
+
+
+def _less(reward: Reward, penalty: float, repeated: float) -> Reward:
+    if not isinstance(reward, Scored):
+        return reward
+    return Scored(reward.total - penalty * repeated, {**reward.components, "repeated": repeated})
 
 
 def make_batch(

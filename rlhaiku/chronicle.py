@@ -27,7 +27,12 @@ class Chronicle:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.tell()
+        try:
+            self.tell()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"What happened before it could not be told: {failure}")
 
     def event(self, event: GroupEvent) -> None:
         """Something happened to groups."""

@@ -80,6 +80,9 @@ class RewardConfig(Section):
     """How `haiku` scores structure: the hardened scorer, or the tutorial's with all its quirks."""
     topic_weight: float = Field(default=0.0, ge=0, lt=0.125)
     """Share of its structure that a poem loses with `haiku` if its lines do not name the topic."""
+    repeat_penalty: float = Field(default=0.0, ge=0)
+    """What a completion loses, before advantages, if all its word pairs are in the step's poems for every other prompt,
+    too: no reward of a single poem sees that all prompts get the same one. The share is the component `repeated`."""
     dictionary: Literal["bundled", "nltk"] = "bundled"
     """Where syllables are looked up; `nltk` needs nltk and its cmudict corpus installed."""
     gate: Literal["perfect", "soft", "off"] = "perfect"
@@ -247,6 +250,8 @@ class RunConfig(Section):
                 f"rollout.groups_per_step must be a multiple of rollout.tile_groups ({rollout.tile_groups})"
                 f"; got {rollout.groups_per_step}. Set both, e.g. 16 and 8."
             )
+        if self.reward.repeat_penalty and rollout.groups_per_step == 1:
+            raise ValueError("rollout.groups_per_step must be at least 2 for reward.repeat_penalty; got 1. Try 16.")
         return self
 
 

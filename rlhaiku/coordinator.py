@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhaiku.batching import make_batch
+from rlhaiku.batching import make_batch, penalize_repeats
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.chronicle import Chronicle
 from rlhaiku.config import RunConfig
@@ -103,7 +103,7 @@ class Coordinator:
     def collect(self, step: int) -> tuple[ScoredGroup, ...]:
         """The step's scored groups, in claim order, once all are there."""
         self._pump(lambda: self._buffer.is_ready(step), f"the scored groups of step {step}")
-        return self._buffer.take(step)
+        return penalize_repeats(self._buffer.take(step), self.config.reward.repeat_penalty)
 
     def train(self, batch: TrainBatch) -> TrainStats:
         """One train step; groups of the next step go on arriving meanwhile."""

@@ -8,15 +8,14 @@ mean over prompts of each prompt's mean. Letters in shapes: P prompts, M metrics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhaiku.haiku.legitimacy import score_legitimacy
-from rlhaiku.haiku.spelling import words
-from rlhaiku.haiku.structure import score_structure, split_lines, strip_template
+from rlhaiku.haiku.repeats import distinct_pairs
+from rlhaiku.haiku.structure import score_structure, strip_template
 from rlhaiku.haiku.topic import mentions_topic
 from rlhaiku.types import ScoredGroup
 
@@ -153,13 +152,6 @@ def _bootstrap(per_prompt: FloatArray) -> tuple[FloatArray, FloatArray]:
     resamples = np.random.default_rng(_SEED).integers(count, size=(RESAMPLES, count))
     low, high = np.percentile(per_prompt[resamples].mean(axis=1), _PERCENTILES, axis=0)
     return low, high
-
-
-def distinct_pairs(texts: Iterable[str]) -> float:
-    """Distinct pairs of neighbouring words of all texts together, over all pairs; 0 if there are none."""
-    lines = (words(line) for text in texts for line in split_lines(strip_template(text)))
-    pairs = [pair for line in lines for pair in pairwise(line)]
-    return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def _require_same_prompts(base: Set[str], trained: Set[str]) -> None:

@@ -52,7 +52,8 @@ def advise(row: Mapping[str, float]) -> dict[str, Advice]:
     if 0 < (distinct := row["completion/distinct_2"]) < DISTINCT:
         found["alike"] = Advice(
             f"poems for different prompts are alike: of their word pairs {distinct:.0%} are distinct",
-            "read them; against one poem for everything try a smaller trainer.lr, or algorithm.kl_coef=0.05",
+            "read them; against one poem for everything try a smaller trainer.lr, "
+            + ("or a larger reward.repeat_penalty" if "reward/repeated" in row else "or reward.repeat_penalty=0.25"),
         )
     if (count := row["reward/unscored"]) > 0:
         found["unscored"] = Advice(

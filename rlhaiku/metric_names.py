@@ -8,7 +8,7 @@ reward and on the judge.
 METRICS: dict[str, str] = {
     "step": "Train steps done; an evaluation carries the step after which it was made.",
     "weight_version": "Weight syncs so far: the version the engines hold after the step.",
-    "reward/mean": "Mean total reward over the step's scored completions.",
+    "reward/mean": "Mean total reward over the step's scored completions, after `reward.repeat_penalty`.",
     "reward/std": "Standard deviation of the total reward over the step's scored completions.",
     "reward/unscored": "Completions whose reward could not be computed; they leave their group.",
     "reward/*": "Mean of one component of the reward, e.g. `reward/structure`.",
@@ -35,7 +35,7 @@ METRICS: dict[str, str] = {
     "time/rollout_s": "Seconds the step waited for its groups to be drawn and scored.",
     "time/train_s": "Seconds of the train step.",
     "time/sync_s": "Seconds until every engine confirmed the new weights.",
-    "eval/reward": "Mean total reward on held-out prompts; absent if nothing could be scored.",
+    "eval/reward": "Mean total reward on held-out prompts, without repeat penalty; absent if nothing could be scored.",
     "eval/structure_mean": "Mean structure x legitimacy on held-out prompts, whatever the reward is.",
     "eval/structure_low": "Lower end of its 95 % bootstrap interval over prompts.",
     "eval/structure_high": "Upper end of its 95 % bootstrap interval over prompts.",

@@ -15,8 +15,9 @@ import numpy as np
 from rlhaiku.advantages import is_zero_variance
 from rlhaiku.batching import BatchResult
 from rlhaiku.checkpoints import RunState
-from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, distinct_pairs, summarize
+from rlhaiku.evaluation import Answer, Comparison, answers_of, compare, summarize
 from rlhaiku.files import write_whole, writing
+from rlhaiku.haiku.repeats import distinct_pairs
 from rlhaiku.types import Completion, Reward, Scored, ScoredGroup, SyncReport, TrainBatch, TrainStats
 
 METRICS_FILE = "metrics.jsonl"

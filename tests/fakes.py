@@ -24,16 +24,17 @@ class FakeEvents:
 
 
 class FakeRollouts:
-    """Answers each request with completions whose text is their index; one event per group."""
+    """Answers each request with completions whose text is their index, or what `say(request, index)` says."""
 
     def __init__(self, events):
         self.events, self.requests = events, []
+        self.say = lambda request, index: str(index)
 
     def submit(self, requests):
         self.requests += requests
         for request in requests:
             completions = tuple(
-                Completion((5, 6 + i), (-1.0, -2.0), str(i), "stop", request.weight_version)
+                Completion((5, 6 + i), (-1.0, -2.0), self.say(request, i), "stop", request.weight_version)
                 for i in range(request.group_size)
             )
             self.events.queue.append(GroupsGenerated((Group(request.key, request.prompt, completions),)))

@@ -103,7 +103,7 @@ STAGES = {
        )},
     **{f"to_reward_{seed}": _module(
         "time_to_reward", 560,
-        f"{PEER} --gpu torch --seeds {seed} --steps 100 --every 20 --set {SMOLLM} trainer.lr=5e-5", None,
+        f"{PEER} --gpu torch --seeds {seed} --steps 80 --every 10 --target 0.9 --set {SMOLLM} trainer.lr=5e-5", None,
     ) for seed in range(3)},
     "curve": Stage(
         "-m benchmarks.gpu.learning_curve --model {scratch}/smollm2 --directory {scratch}/curve --seconds {seconds} "

@@ -72,7 +72,7 @@ CREATE TABLE completions (
     text TEXT,
     token_ids BLOB,                         -- int32, little endian
     logprobs BLOB,                          -- float64, little endian
-    total REAL,                             -- the reward, to read; NULL until scored
+    total REAL,                             -- the reward, to read, without repeat penalty; NULL until scored
     total_bits BLOB,                        -- the same as float64, little endian: SQLite's REAL knows no -0.0 or NaN
     components TEXT,                        -- the parts of the reward, JSON
     unscored TEXT,                          -- why there is no reward

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhaiku.advantages import group_advantages, is_zero_variance
-from rlhaiku.batching import make_batch
+from rlhaiku.batching import make_batch, penalize_repeats
 from rlhaiku.config import AlgorithmConfig
-from rlhaiku.types import Unscored
+from rlhaiku.types import Completion, Group, GroupKey, Scored, ScoredGroup, Unscored
 from tests.tiny import make_scored
 
 rewards = st.lists(st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.625, 1.0, 1.25, 2.0]), min_size=2, max_size=16)
@@ -68,3 +68,41 @@ def test_small_groups_are_dropped_and_named():
     assert [group.key.claim for group in made.batch.groups] == [1]
     assert made.dropped == {groups[0].key: "1 of 3 completions scored"}
     assert made.batch.num_samples == 3
+
+
+def make_said(claim, *said):
+    """A scored group of texts that earned 1 each; None could not be scored."""
+    group = make_scored(claim, [1.0] * len(said)).group
+    texts = tuple(Completion((1,), (-1.0,), text or "the old frog", "stop", 0) for text in said)
+    rewards = tuple(Unscored("down") if text is None else Scored(1.0, {"structure": 1.0}) for text in said)
+    return ScoredGroup(Group(group.key, group.prompt, texts), rewards)
+
+
+def test_repeats_cost_what_they_share_with_other_prompts():
+    groups = [make_said(0, "the old frog", "moon rises", None), make_said(1, "an old frog"), make_said(2, "snow falls")]
+    first, second, third = penalize_repeats(groups, 0.5)
+    assert first.rewards[0] == Scored(1.0 - 0.5 * 0.25, {"structure": 1.0, "repeated": 0.25})  # 1 of 2 pairs, 1 of 2
+    assert first.rewards[1:] == (Scored(1.0, {"structure": 1.0, "repeated": 0.0}), Unscored("down"))
+    assert second.rewards[0].total == pytest.approx(1.0 - 0.5 * 0.25)
+    assert third.rewards[0].total == 1.0
+    assert [scored.group for scored in (first, second, third)] == [scored.group for scored in groups]
+
+
+def test_without_a_penalty_rewards_stay_as_they_are():
+    groups = [make_said(0, "the old frog"), make_said(1, "the old frog")]
+    assert penalize_repeats(groups, 0.0) == tuple(groups)
+
+
+def test_two_groups_of_one_prompt_do_not_repeat_each_other():
+    one = make_said(0, "the old frog", "snow falls")
+    again = ScoredGroup(Group(GroupKey(7, 1, one.key.prompt_id), one.group.prompt, one.group.completions[:1]),
+                        one.rewards[:1])
+    found = penalize_repeats([one, again, make_said(2, "snow falls")], 1.0)
+    assert [[reward.total for reward in scored.rewards] for scored in found] == [[1.0, 0.0], [1.0], [0.0]]
+
+
+@given(st.permutations(range(3)), st.floats(0.01, 2.0))
+def test_repeats_do_not_depend_on_the_order_of_groups(order, penalty):
+    groups = [make_said(0, "the old frog", "a b c"), make_said(1, "a b c", "old frog"), make_said(2, "the old owl")]
+    whole = penalize_repeats(groups, penalty)
+    assert penalize_repeats([groups[i] for i in order], penalty) == tuple(whole[i] for i in order)

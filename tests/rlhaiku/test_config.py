@@ -21,7 +21,7 @@ FROZEN = """
 seed num_steps model.path data.path rollout.engine rollout.num_engines rollout.threads_per_engine
 rollout.groups_per_step rollout.group_size rollout.tile_groups rollout.gpus_per_engine rollout.max_tokens
 rollout.temperature rollout.deterministic rollout.max_staleness reward.num_workers reward.functions reward.mode
-reward.topic_weight reward.dictionary reward.gate reward.timeout_s judge.required judge.rubric
+reward.topic_weight reward.repeat_penalty reward.dictionary reward.gate reward.timeout_s judge.required judge.rubric
 judge.poems_per_request judge.max_concurrency judge.requests_per_s judge.max_tries judge.max_asks
 judge.give_up_s judge.cache judge.usd_per_million algorithm.advantage_scale
 algorithm.min_scored algorithm.clip_low algorithm.clip_high algorithm.max_importance_ratio algorithm.kl_coef
@@ -38,7 +38,7 @@ output.poems_interval output.sinks
 
 def test_settings_are_frozen_so_that_a_new_one_is_a_decision():
     assert field_names() == FROZEN
-    assert len(FROZEN) <= 68
+    assert len(FROZEN) <= 69
 
 
 def test_presets():
@@ -156,3 +156,8 @@ def test_a_bound_on_ratios_is_above_the_clip():
     assert load_config("laptop", ["algorithm.max_importance_ratio=2"]).algorithm.max_importance_ratio == 2
     with pytest.raises(BadInput, match=r"max_importance_ratio must be 0, or above .* \(1\.28\); got '1\.2'"):
         load_config("laptop", ["algorithm.max_importance_ratio=1.2"])
+
+
+def test_repeats_are_compared_between_groups():
+    with pytest.raises(BadInput, match=r"groups_per_step must be at least 2 for reward\.repeat_penalty"):
+        load_config("laptop", ["rollout.groups_per_step=1", "rollout.tile_groups=1", "reward.repeat_penalty=0.2"])

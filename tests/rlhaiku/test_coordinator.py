@@ -17,12 +17,14 @@ PROMPTS = [make_prompt(f"p{i}") for i in range(10)]
 class World:
     """A coordinator among fakes."""
 
-    def __init__(self, tmp_path, state=None, *, reverse=False, reward=None, stop=lambda: False, **overrides):
+    def __init__(self, tmp_path, state=None, *, reverse=False, reward=None, stop=lambda: False, reward_tree=None,
+                 **overrides):
         tree = {
             "num_steps": overrides.pop("num_steps", 5),
             "rollout": {"groups_per_step": 4, "tile_groups": 2, "group_size": 3} | overrides,
             "evaluation": {"interval": 2, "samples_per_prompt": 2},
             "output": {"save_interval": 2},
+            "reward": reward_tree or {},
         }
         config = config_from_dict(tree)
         events = FakeEvents(reverse)
@@ -188,6 +190,25 @@ def test_whoever_can_work_does_so_before_anybody_is_told(tmp_path):
     assert ("report", 8, 1) in given  # when the engines have the next step's groups
 
 
+def test_repeats_cost_before_advantages_and_are_not_in_the_ledger(tmp_path):
+    worlds = [World(tmp_path / str(penalty), reward_tree={"repeat_penalty": penalty}) for penalty in (0.0, 0.5)]
+    for world in worlds:
+        # the first completion of every group is the same poem, the others have no pair of words
+        world.rollouts.say = lambda request, i: "the old frog" if i == 0 else str(i)
+        world.coordinator.run()
+    without, with_penalty = ([scored.rewards[0].total for scored in world.reporter.steps[0].groups] for world in worlds)
+    assert without == [0.0] * 4
+    assert with_penalty == [-0.5] * 4
+    batches = [world.trainer.batches[0].groups[0].samples[0].advantage for world in worlds]
+    assert batches[1] < batches[0] < 0
+    recorded = [
+        scored.rewards[0] for event in worlds[1].sink.events if isinstance(event, GroupsScored)
+        for scored in event.groups
+    ]
+    assert {reward.total for reward in recorded} == {0.0}
+    assert not any("repeated" in reward.components for reward in recorded)
+
+
 def test_checkpoint_comes_after_everything_that_it_covers(tmp_path):
     world = World(tmp_path)
     told, save = [], world.trainer.save
@@ -213,6 +234,21 @@ def test_what_a_sink_or_reporter_raises_ends_the_run(tmp_path, failing):
         world.coordinator.run()
     assert len(world.reporter.steps) == 0
     assert not world.store.complete()
+
+
+def test_an_error_is_not_hidden_by_one_in_telling_what_came_before_it(tmp_path):
+    world = World(tmp_path, reward=lambda group, index: Scored(0.0) if group.key.is_eval else Unscored("down"))
+    record = world.sink.record
+
+    def fail_at_the_end(event):
+        if isinstance(event, GroupsDropped):
+            raise OSError("disk full")
+        record(event)
+
+    world.sink.record = fail_at_the_end
+    with pytest.raises(BatchEmpty) as caught:
+        world.coordinator.run()
+    assert any("disk full" in note for note in caught.value.__notes__)
 
 
 def _keys(event):

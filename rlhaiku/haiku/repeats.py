@@ -1,0 +1,45 @@
+"""How much poems repeat each other, by the pairs of neighbouring words that they share."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from rlhaiku.haiku.spelling import words
+from rlhaiku.haiku.structure import split_lines, strip_template
+
+WordPair = tuple[str, str]
+
+
+def word_pairs(text: str) -> list[WordPair]:
+    """Pairs of neighbouring words of each line of a poem, in order; parts of a hyphenated word are words."""
+    lines = split_lines(strip_template(text))
+    return [pair for line in lines for pair in pairwise(part for word in words(line) for part in _parts(word))]
+
+
+def _parts(word: str) -> list[str]:
+    return [part for part in word.split("-") if part]
+
+
+def distinct_pairs(texts: Iterable[str]) -> float:
+    """Distinct word pairs of all texts together, over all pairs; 0 if there are none."""
+    pairs = [pair for text in texts for pair in word_pairs(text)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def repeated_shares(texts: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
+    """How much of each text is said for other prompts, too, in [0, 1]: texts by prompt in, shares by prompt out.
+
+    A word pair counts by the share of the other prompts for which any text has it, a text as the mean of its distinct
+    pairs. Without a word pair, or other prompts: 0.
+    """
+    # Counting a pair only from a quarter of the prompts on was tried: poems stayed less apart (benchmarks/RESULTS.md).
+    said = {prompt: [set(word_pairs(text)) for text in some] for prompt, some in texts.items()}
+    prompts_with = Counter(pair for sets in said.values() for pair in set().union(*sets))
+    others = len(said) - 1
+    return {
+        prompt: [
+            sum(prompts_with[pair] - 1 for pair in pairs) / (len(pairs) * others) if pairs and others else 0.0
+            for pairs in sets
+        ]
+        for prompt, sets in said.items()
+    }
