@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -26,7 +27,7 @@ from actors.engines.torch_engine import TorchEngine
 from actors.engines.vllm_engine import VllmEngine
 from actors.reward_worker import RewardWorker
 from actors.trainers.torch_trainer import TorchTrainer
-from benchmarks.gpu.timeline import Span, read_spans, union_s
+from benchmarks.gpu.timeline import Span, gaps, medians_by_name, read_spans, union_s
 from benchmarks.measure import Results, begin, interval, parser
 from launch import start
 from launch.local import run
@@ -90,7 +91,8 @@ def steps_of(directory: Path) -> list[Span]:
 def add_overhead(results: Results, directory: Path, windows: Sequence[Span], what: str, note: str) -> None:
     """Prints and appends what the coordinator and the ledger took of these steps of a run that was watched."""
     written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
-    work = [span for path in directory.glob("[!CL]*.spans") for span in read_spans(path)]
+    by_actor = {path.stem: read_spans(path) for path in directory.glob("[!CL]*.spans")}
+    work = [span for spans in by_actor.values() for span in spans]
     lengths = [ended - began for began, ended in windows]
     busy = [1 - share for share in shares(windows, written)]
     for part, values, more in (
@@ -99,6 +101,12 @@ def add_overhead(results: Results, directory: Path, windows: Sequence[Span], wha
     ):
         seconds = [share * length for share, length in zip(values, lengths, strict=True)]
         _add_share(results, f"{part}, {what}", values, seconds, more)
+    by_class: defaultdict[str, list[Span]] = defaultdict(list)
+    for name, spans in by_actor.items():
+        by_class[name.partition("-")[0]] += spans
+    middle = medians_by_name([gaps(by_class, window) for window in windows])
+    shown = ", ".join(f"{between} {1000 * seconds:.1f}" for between, seconds in middle.items() if seconds)
+    print(f"  milliseconds in which nobody was at work, by who had been and who was next: {shown}", flush=True)
 
 
 def _add_share(results: Results, name: str, values: list[float], seconds: list[float], note: str) -> None:

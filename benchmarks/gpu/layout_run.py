@@ -12,7 +12,7 @@ from actors.actor import Actor
 from benchmarks.gpu import inside
 from benchmarks.gpu.memory import compare_memory, peaks, used_gb
 from benchmarks.gpu.observe import ask, read_phases
-from benchmarks.gpu.timeline import Span, idle_share, union_s
+from benchmarks.gpu.timeline import Span, gaps, idle_share, medians_by_name, union_s
 from launch.checks import resolve_model
 from launch.estimates import model_shape, train_flops
 from launch.placement import GpuPlacement, Placement
@@ -220,7 +220,7 @@ def step_row(kind: str, window: Span, phases: dict[str, list[Span]], report: Ste
     return {
         "step": report.state.step, "kind": kind, "wall_s": wall_s,
         **{f"{phase}_s": union_s(spans, window) for phase, spans in phases.items()},
-        "sync_s": report.sync.seconds, "coordinator_s": wall_s - union_s(work, window),
+        "sync_s": report.sync.seconds, "coordinator_s": wall_s - union_s(work, window), "gaps": gaps(phases, window),
         "samples": len(completions), "tokens": sum(len(each.token_ids) for each in completions),
         "train_tokens": stats.num_forward_tokens, "logprob_gap": stats.logprob_gap, "grad_norm": stats.grad_norm,
         "reward_mean": _mean_reward(report), "weight_version": report.state.weight_version,
@@ -240,6 +240,7 @@ def medians(
     return middle | {
         "tokens_per_s": tokens / middle["wall_s"], "samples_per_s": samples / middle["wall_s"], "samples": samples,
         "coordinator_share": median(row["coordinator_s"] / row["wall_s"] for row in counted),
+        "gaps": medians_by_name([row["gaps"] for row in counted]),
         "logprob_gap": max(row["logprob_gap"] for row in counted),
         "train_tflops": tflops, "train_over_matmul": tflops / min(ceilings["matmul_tflops"]) if ceilings else None,
         "checksums_differ": len({row["checksum"] for row in rows}) == len(rows),

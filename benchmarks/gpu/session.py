@@ -79,6 +79,17 @@ def _run(name: str, limit_s: float, *settings: str) -> Stage:
     return Stage(made, limit_s, f"-m benchmarks.{name} {file} --preset laptop --smoke")
 
 
+def _curve(name: str, *settings: str) -> Stage:
+    """A run of SmolLM2, which the next call goes on with."""
+    run = f"-m benchmarks.gpu.learning_curve --directory {{scratch}}/{name} --tar {{output}}/{name}.tar.gz"
+    short = "--preset laptop --model bundled --seconds 20 --steps 400"
+    fewer = "evaluation.num_prompts=4 evaluation.interval=400"
+    return Stage(
+        f"{run} --model {{scratch}}/smollm2 --seconds {{seconds}} {_overrides(*settings)}".strip(), 560,
+        f"{run} {short} {_overrides(fewer, *settings)}",
+    )
+
+
 LINKS = "-m benchmarks.gpu.links --output {output}/links.json"
 SHAPES = "-m benchmarks.gpu.shapes {scratch}/qwen3"
 PEER = "--peer-python {python}"
@@ -105,12 +116,8 @@ STAGES = {
         "time_to_reward", 560,
         f"{PEER} --gpu torch --seeds {seed} --steps 80 --every 10 --target 0.9 --set {SMOLLM} trainer.lr=5e-5", None,
     ) for seed in range(3)},
-    "curve": Stage(
-        "-m benchmarks.gpu.learning_curve --model {scratch}/smollm2 --directory {scratch}/curve --seconds {seconds} "
-        "--tar {output}/curve.tar.gz", 560,
-        "-m benchmarks.gpu.learning_curve --preset laptop --model bundled --directory {scratch}/curve --seconds 20 "
-        "--steps 400 --tar {output}/curve.tar.gz " + _overrides("evaluation.num_prompts=4", "evaluation.interval=400"),
-    ),
+    "curve": _curve("curve"),
+    "curve_apart": _curve("curve_apart", "trainer.lr=1e-5 reward.repeat_penalty=0.25"),
     **{f"slime_{part}": _slime(part) for part in slime_first_contact.PARTS},
 }
 

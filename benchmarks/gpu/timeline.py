@@ -1,8 +1,10 @@
 """When something was at work, from spans on the machine's own clock: pure functions over lists of (began, ended)."""
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 Span = tuple[float, float]
@@ -20,6 +22,31 @@ def union_s(spans: Iterable[Span], window: Span) -> float:
             covered += ended - began
             reached = ended
     return covered
+
+
+def gaps(work: Mapping[str, Iterable[Span]], window: Span) -> dict[str, float]:
+    """Seconds of the window in which nobody was at work, by who had been and who was next, e.g. `engine -> trainer`.
+
+    `step` stands for the window's ends.
+    """
+    found: defaultdict[str, float] = defaultdict(float)
+    last, reached = "step", window[0]
+    for (began, ended), who in sorted((span, who) for who, spans in work.items() for span in spans):
+        if ended <= reached or began >= window[1]:
+            continue
+        if began > reached:
+            found[f"{last} -> {who}"] += began - reached
+        last, reached = who, min(ended, window[1])
+    if reached < window[1]:
+        found[f"{last} -> step"] += window[1] - reached
+    return dict(found)
+
+
+def medians_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each name over all rows, where it is missing 0; the largest first."""
+    names = {name for row in rows for name in row}
+    middle = {name: median(row.get(name, 0.0) for row in rows) for name in sorted(names)}
+    return dict(sorted(middle.items(), key=lambda item: -item[1]))
 
 
 def idle_share(spans: Sequence[Span], windows: Sequence[Span]) -> float:

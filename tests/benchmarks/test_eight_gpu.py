@@ -189,6 +189,7 @@ def test_a_step_is_divided_among_those_who_worked_in_it():
         {"rollout": 2.5, "reward": 0.1, "train": 4.0, "push": 0.5, "load": 0.0, "verify": 0.6}
     )
     assert row["coordinator_s"] == pytest.approx(2.4) and row["wall_s"] == 10.0
+    assert row["gaps"] == pytest.approx({"reward -> train": 0.4, "verify -> step": 2.0})
     assert (row["samples"], row["tokens"], row["reward_mean"]) == (2, 6, 0.5)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks import measure
 from benchmarks.coordinator_overhead import shares, spanned
-from benchmarks.gpu.timeline import read_spans, union_s
+from benchmarks.gpu.timeline import gaps, medians_by_name, read_spans, union_s
 from benchmarks.measure import Paired, Results, begin, interval, paired, read_results, refuse_when_busy
 from benchmarks.time_to_reward import curve, first_as_good
 from benchmarks.train_step import SGEMM_SIZE, Sgemm
@@ -132,6 +134,24 @@ def test_as_many_operations_are_as_many():
 def test_spans_are_counted_once_and_within_the_window(spans, covered):
     assert union_s(spans, (0, 10)) == covered
     assert shares([(0, 10)], spans) == [1 - covered / 10]
+
+
+def test_gaps_say_between_whom():
+    work = {"engine": [(1.0, 3.0), (9.0, 9.5)], "trainer": [(4.0, 8.0), (5.0, 6.0)], "reward": [(2.5, 3.5)]}
+    assert gaps(work, (0.0, 10.0)) == {
+        "step -> engine": 1.0, "reward -> trainer": 0.5, "trainer -> engine": 1.0, "engine -> step": 0.5,
+    }
+    assert gaps({"engine": []}, (0.0, 2.0)) == {"step -> step": 2.0}
+    assert medians_by_name([{"a": 1.0}, {"a": 3.0, "b": 5.0}, {"a": 2.0, "b": 5.0}]) == {"b": 5.0, "a": 2.0}
+
+
+SPANS = st.lists(st.tuples(st.integers(-5, 15), st.integers(0, 6)).map(lambda pair: (pair[0], sum(pair))), max_size=6)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), SPANS))
+def test_gaps_are_all_that_work_leaves(work):
+    union = union_s([span for spans in work.values() for span in spans], (0, 10))
+    assert sum(gaps(work, (0, 10)).values()) == 10 - union
 
 
 def test_the_clock_of_a_run_is_read_at_the_first_evaluation_that_is_good_enough(tmp_path):

@@ -100,7 +100,8 @@ def test_the_sparkline_of_a_long_run_is_the_whole_run():
 @pytest.mark.parametrize(("change", "name", "words"), [
     ({"group/zero_variance_share": 0.75}, "flat", ("75% of the groups", "rollout.group_size")),
     ({"completion/truncated_share": 0.5}, "truncated", ("50% of the completions", "rollout.max_tokens")),
-    ({"completion/distinct_2": 0.25}, "alike", ("word pairs 25% are distinct", "algorithm.kl_coef")),
+    ({"completion/distinct_2": 0.25}, "alike", ("word pairs 25% are distinct", "repeat_penalty=0.25")),
+    ({"completion/distinct_2": 0.25, "reward/repeated": 0.5}, "alike", ("25%", "a larger reward.repeat_penalty")),
     ({"reward/unscored": 3}, "unscored", ("3 completions", "LLM_JUDGE_URL")),
     ({"train/logprob_gap": 0.3}, "gap", ("disagree by 0.300", "weight version")),
 ])

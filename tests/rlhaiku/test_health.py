@@ -69,12 +69,3 @@ def test_evaluations_are_passed_on(tmp_path):
     rows = Rows()
     GapAlarm(tmp_path / METRICS_FILE, (rows, rows)).evaluation("state", [])
     assert rows.evaluated == ["state", "state"]
-
-
-def test_poems_alike_are_named_with_what_is_left_to_try(tmp_path):
-    (row,) = run(tmp_path, [0.001])
-    assert "alike" not in advise(row)
-    alike = row | {"completion/distinct_2": 0.4}
-    assert "40% are distinct" in advise(alike)["alike"].sign
-    assert "reward.repeat_penalty=0.25" in advise(alike)["alike"].remedy
-    assert "a larger reward.repeat_penalty" in advise(alike | {"reward/repeated": 0.1})["alike"].remedy
