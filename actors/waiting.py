@@ -196,10 +196,10 @@ class RayEvents:
         """
         self._pauses.append(_Pause(paused, actors, signs))
 
-    def next(self, waiting_for: str) -> RoleEvent:
-        """The next result, as an event."""
+    def next(self, waiting_for: str, meanwhile: Callable[[], None] = lambda: None) -> RoleEvent:
+        """The next result, as an event; where it is not there yet, `meanwhile` is done first."""
         while not self._delivered:
-            self._advance(waiting_for)
+            self._advance(waiting_for, meanwhile)
         event = self._delivered.popleft()
         self._last, self._last_s = type(event).__name__, time.monotonic()
         return event
@@ -209,11 +209,14 @@ class RayEvents:
         while busy():
             self._advance(waiting_for)
 
-    def _advance(self, waiting_for: str) -> None:
-        """Settles one call, or lets some time pass."""
+    def _advance(self, waiting_for: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Settles one call, or does something else and then lets some time pass."""
         if not self._pending:
             raise WaitTimeout(f"{waiting_for} must come from somebody; nobody has work. {self._last_event()}")
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=0)
+        if not ready:
+            meanwhile()
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())
         if ready:
             self._settle(ready[0])
         else:

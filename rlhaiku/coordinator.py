@@ -137,8 +137,7 @@ class Coordinator:
     def _pump(self, done: Callable[[], bool], waiting_for: str) -> None:
         """Takes outcomes as they arrive and passes each on, until `done`."""
         while not done():
-            self.chronicle.tell()
-            event = self.roles.events.next(waiting_for)
+            event = self.roles.events.next(waiting_for, meanwhile=self.chronicle.tell)
             if isinstance(event, GroupsGenerated):
                 self.roles.rewards.submit(event.groups)
                 self.chronicle.event(event)

@@ -4,7 +4,7 @@ Work is submitted and its outcome comes back through one `EventSource`, so overl
 *what is submitted when*, in one synchronous loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,10 +57,10 @@ class WeightSync(Protocol):
 class EventSource(Protocol):
     """Where the outcome of everything submitted arrives."""
 
-    def next(self, waiting_for: str) -> RoleEvent:
-        """The next outcome, in order of arrival; `waiting_for` goes into the error.
+    def next(self, waiting_for: str, meanwhile: Callable[[], None] = ...) -> RoleEvent:
+        """The next outcome, in order of arrival; if it is not there yet, `meanwhile` is called before waiting for it.
 
-        Raises WaitTimeout when nothing arrives in time, ActorFailed when an actor died.
+        Raises WaitTimeout, which says `waiting_for`, when nothing arrives in time, ActorFailed when an actor died.
         """
 
     def deliver(self, event: RoleEvent) -> None:

@@ -9,12 +9,14 @@ from rlhaiku.types import Completion, Group, Scored, ScoredGroup, SyncReport, Tr
 
 
 class FakeEvents:
-    """A queue that fails at once when nobody owes an event. `reverse` delivers the newest first."""
+    """A queue in which nothing is there at once, and that fails when nobody owes an event. `reverse`: the newest first.
+    """
 
     def __init__(self, reverse=False):
         self.queue, self.reverse = deque(), reverse
 
-    def next(self, waiting_for):
+    def next(self, waiting_for, meanwhile=lambda: None):
+        meanwhile()
         if not self.queue:
             raise WaitTimeout(f"{waiting_for}: nothing outstanding")
         return self.queue.pop() if self.reverse else self.queue.popleft()

@@ -107,6 +107,18 @@ def test_whoever_moves_inside_a_call_is_slow_and_not_hanging():
     assert events.next("scores").stats == "scores"
 
 
+def test_something_else_is_done_only_where_there_would_be_a_wait():
+    worker, events, done = Actor("reward worker 0", Handle()), RayEvents(timeout_s=5), []
+    events.expect(worker.handle.call("slow", seconds=0.3), worker, "a nap", StepTrained)
+    events.deliver(StepTrained("delivered"))
+    assert events.next("scores", lambda: done.append("too early")).stats == "delivered"
+    assert events.next("scores", lambda: done.append(time.monotonic())).stats == "slow"
+    assert done and isinstance(done[0], float)
+    events.expect(worker.handle.call("there"), worker, "a moment", StepTrained)
+    assert events.next("scores", lambda: done.append("too early")).stats == "there"
+    assert "too early" not in done
+
+
 def test_what_was_finished_last_is_said_of_the_silent_and_of_the_dead():
     worker = Actor("the worker", Handle())
     events = RayEvents(timeout_s=5)
