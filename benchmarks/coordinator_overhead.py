@@ -106,7 +106,7 @@ def add_overhead(results: Results, directory: Path, windows: Sequence[Span], wha
         by_class[name.partition("-")[0]] += spans
     middle = medians_by_name([gaps(by_class, window) for window in windows])
     shown = ", ".join(f"{between} {1000 * seconds:.1f}" for between, seconds in middle.items() if seconds)
-    print(f"  milliseconds in which nobody was at work, by who had been and who was next: {shown}", flush=True)
+    print(f"  median milliseconds in which nobody was at work, by who had been and who was next: {shown}", flush=True)
 
 
 def _add_share(results: Results, name: str, values: list[float], seconds: list[float], note: str) -> None:

@@ -9,14 +9,17 @@ from rlhaiku.types import Completion, Group, Scored, ScoredGroup, SyncReport, Tr
 
 
 class FakeEvents:
-    """A queue in which nothing is there at once, and that fails when nobody owes an event. `reverse`: the newest first.
+    """A queue that fails at once when nobody owes an event. `reverse` delivers the newest first.
+
+    Nothing is there before something else could be done `meanwhile`; with `at_once` everything is.
     """
 
     def __init__(self, reverse=False):
-        self.queue, self.reverse = deque(), reverse
+        self.queue, self.reverse, self.at_once = deque(), reverse, False
 
     def next(self, waiting_for, meanwhile=lambda: None):
-        meanwhile()
+        if not self.at_once:
+            meanwhile()
         if not self.queue:
             raise WaitTimeout(f"{waiting_for}: nothing outstanding")
         return self.queue.pop() if self.reverse else self.queue.popleft()

@@ -209,6 +209,17 @@ def test_repeats_cost_before_advantages_and_are_not_in_the_ledger(tmp_path):
     assert not any("repeated" in reward.components for reward in recorded)
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_where_nobody_is_ever_waited_for_the_same_is_told_in_the_same_order(tmp_path, max_staleness):
+    worlds = [World(tmp_path / str(at_once), max_staleness=max_staleness) for at_once in (False, True)]
+    for world, at_once in zip(worlds, (False, True), strict=True):
+        world.coordinator.roles.events.at_once = at_once
+        world.coordinator.run()
+    assert worlds[0].sink.events == worlds[1].sink.events
+    steps = [[report.state.step for report in world.reporter.steps] for world in worlds]
+    assert steps[0] == steps[1] == [1, 2, 3, 4, 5]
+
+
 def test_checkpoint_comes_after_everything_that_it_covers(tmp_path):
     world = World(tmp_path)
     told, save = [], world.trainer.save
