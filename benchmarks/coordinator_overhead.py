@@ -91,8 +91,10 @@ def steps_of(directory: Path) -> list[Span]:
 def add_overhead(results: Results, directory: Path, windows: Sequence[Span], what: str, note: str) -> None:
     """Prints and appends what the coordinator and the ledger took of these steps of a run that was watched."""
     written = [span for path in directory.glob("Ledger-*.spans") for span in read_spans(path)]
-    by_actor = {path.stem: read_spans(path) for path in directory.glob("[!CL]*.spans")}
-    work = [span for spans in by_actor.values() for span in spans]
+    by_class: defaultdict[str, list[Span]] = defaultdict(list)
+    for path in directory.glob("[!CL]*.spans"):
+        by_class[path.stem.partition("-")[0]] += read_spans(path)
+    work = [span for spans in by_class.values() for span in spans]
     lengths = [ended - began for began, ended in windows]
     busy = [1 - share for share in shares(windows, written)]
     for part, values, more in (
@@ -101,9 +103,6 @@ def add_overhead(results: Results, directory: Path, windows: Sequence[Span], wha
     ):
         seconds = [share * length for share, length in zip(values, lengths, strict=True)]
         _add_share(results, f"{part}, {what}", values, seconds, more)
-    by_class: defaultdict[str, list[Span]] = defaultdict(list)
-    for name, spans in by_actor.items():
-        by_class[name.partition("-")[0]] += spans
     middle = medians_by_name([gaps(by_class, window) for window in windows])
     shown = ", ".join(f"{between} {1000 * seconds:.1f}" for between, seconds in middle.items() if seconds)
     print(f"  median milliseconds in which nobody was at work, by who had been and who was next: {shown}", flush=True)

@@ -42,7 +42,7 @@ with local_ray(placement.total_cpus, placement.num_gpus):
 print("REACHED " + json.dumps([each.structure_mean for each in (found.base, found.trained)][: len(pair)]))
 """
 PAIRS_ON_A_GPU = 4
-"""Of models, evaluated side by side: most of it is starting up, and nobody's clock runs."""
+"""Of small models, evaluated side by side: nobody's clock runs."""
 NEARLY = 0.98
 """Of the best: on a plateau that one is anywhere."""
 Point = tuple[int, float, float]
@@ -60,7 +60,7 @@ def configure(options: argparse.Namespace, seed: int) -> RunConfig:
 
 
 def held_out(config: RunConfig, models: Sequence[Path], target: float, scratch: Path) -> list[float]:
-    """Structure x legitimacy of models that somebody else trained, up to the first that reaches the target or later."""
+    """Structure x legitimacy of models that somebody else trained, in order: of all up to one that reaches `target`."""
     write_config(config, scratch / "evaluate.toml")
 
     def pair(start: int) -> list[float]:

@@ -1,7 +1,7 @@
 """What has happened in a run, told to sinks and reporters while others work.
 
-Writing the ledger, the metrics and the console takes some ten milliseconds a step. Told at once, engines and trainer
-would stand still for it; told a moment later, while the coordinator waits for them, it costs nothing.
+Writing the ledger, the metrics and the console takes some milliseconds a step. Told at once, engines and trainer would
+stand still for it; told a moment later, while the coordinator waits for them anyway, it is out of their way.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,8 @@ FLAT_SHARE = 0.5
 TRUNCATED_SHARE = 0.25
 DISTINCT = 0.6
 """Distinct word pairs of one poem a group, with 8 to 32 groups a step: runs whose poems stayed apart had 0.85 and more,
-two that ended with one poem for every prompt fell below this within 50 steps (benchmarks/RESULTS.md)."""
+of three that ended with one poem for every prompt two fell below this within 50 steps, one after 209
+(benchmarks/RESULTS.md)."""
 LOGPROB_GAP = 0.02
 """Mean |trainer - rollout| per token: what bf16 engines may differ by; more is another model or temperature."""
 STALE_GAP = 0.1

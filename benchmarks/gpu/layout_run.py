@@ -165,7 +165,7 @@ class LayoutRun:
         }
 
     def _make(self, count: int, kind: str) -> None:
-        with self._coordinator.chronicle:  # of the last step, too
+        with self._coordinator.chronicle:  # at its end the last step is told, too
             for _ in range(count):
                 began = time.time()
                 self._coordinator.step()
@@ -175,7 +175,7 @@ class LayoutRun:
     def _rows(self) -> list[dict[str, Any]]:
         phases = read_phases(self._directory)
         return [step_row(kind, window, phases, report)
-                for (kind, window), report in zip(self._steps, self._reports, strict=False)]  # one may have failed
+                for (kind, window), report in zip(self._steps, self._reports, strict=False)]  # telling may have failed
 
     def _flops_per_token(self) -> float:
         """Useful ones: without those of recomputation."""

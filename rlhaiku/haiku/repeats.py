@@ -12,12 +12,8 @@ WordPair = tuple[str, str]
 
 def word_pairs(text: str) -> list[WordPair]:
     """Pairs of neighbouring words of each line of a poem, in order; parts of a hyphenated word are words."""
-    lines = split_lines(strip_template(text))
-    return [pair for line in lines for pair in pairwise(part for word in words(line) for part in _parts(word))]
-
-
-def _parts(word: str) -> list[str]:
-    return [part for part in word.split("-") if part]
+    lines = [" ".join(words(line)).replace("-", " ").split() for line in split_lines(strip_template(text))]
+    return [pair for line in lines for pair in pairwise(line)]
 
 
 def distinct_pairs(texts: Iterable[str]) -> float:
