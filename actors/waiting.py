@@ -19,6 +19,8 @@ from rlhaiku.events import RoleEvent
 
 BURIAL_S = 30.0
 """How long Ray may take to notice that a killed process is gone."""
+SOON_S = 0.02
+"""What comes within it is taken before anything else is done meanwhile."""
 PROBE_S = 1.0
 """How often others are looked at while a group of actors is waited for."""
 
@@ -197,7 +199,7 @@ class RayEvents:
         self._pauses.append(_Pause(paused, actors, signs))
 
     def next(self, waiting_for: str, meanwhile: Callable[[], None] = lambda: None) -> RoleEvent:
-        """The next result, as an event; where it is not there yet, `meanwhile` is done first."""
+        """The next result, as an event; where it is not there soon, `meanwhile` is done before waiting on."""
         while not self._delivered:
             self._advance(waiting_for, meanwhile)
         event = self._delivered.popleft()
@@ -213,7 +215,7 @@ class RayEvents:
         """Settles one call, or does something else and then lets some time pass."""
         if not self._pending:
             raise WaitTimeout(f"{waiting_for} must come from somebody; nobody has work. {self._last_event()}")
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=0)
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=SOON_S)
         if not ready:
             meanwhile()
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=self._patience_s())

@@ -9,7 +9,7 @@ Letters in shapes: P prompts, G completions of one prompt (the group), T tokens 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -17,8 +17,18 @@ EVAL_PASS = -1
 """`GroupKey.pass_index` of an evaluation group; training passes count from 0."""
 
 
+class _Value:
+    """Pickled as its constructor and fields, which takes a third less time than what a frozen dataclass does itself."""
+
+    __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
+
+
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(_Value):
     """One request for a poem, rendered and tokenized."""
 
     prompt_id: str
@@ -34,7 +44,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class GroupKey:
+class GroupKey(_Value):
     """Identity of a group; sorting by it gives the order in which groups were claimed."""
 
     claim: int
@@ -51,7 +61,7 @@ class GroupKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(_Value):
     """How completions are drawn."""
 
     temperature: float
@@ -61,7 +71,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupRequest:
+class GroupRequest(_Value):
     """Asks the rollout engines for one group. Made by the coordinator, used up by a `RolloutEngine`."""
 
     key: GroupKey
@@ -74,7 +84,7 @@ class GroupRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(_Value):
     """One sampled answer."""
 
     token_ids: tuple[int, ...]
@@ -89,7 +99,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Group(_Value):
     """A prompt and its G completions: the unit of retry, of advantages and of the ledger."""
 
     key: GroupKey
@@ -99,7 +109,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(_Value):
     """A reward that was computed."""
 
     total: float
@@ -109,7 +119,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Unscored:
+class Unscored(_Value):
     """A reward that could not be computed. It is not 0: the completion leaves the group instead."""
 
     reason: str
@@ -119,7 +129,7 @@ Reward = Scored | Unscored
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredGroup:
+class ScoredGroup(_Value):
     """A group and what each completion earned."""
 
     group: Group
@@ -133,7 +143,7 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainSample:
+class TrainSample(_Value):
     """One completion to learn from. Every completion token is a loss token."""
 
     token_ids: tuple[int, ...]
@@ -147,7 +157,7 @@ class TrainSample:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainGroup:
+class TrainGroup(_Value):
     """The scored completions of one prompt, with their advantages."""
 
     key: GroupKey
@@ -158,7 +168,7 @@ class TrainGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainBatch:
+class TrainBatch(_Value):
     """What one train step learns from. Logical: packing and sharding are the trainer's business."""
 
     step: int
@@ -180,7 +190,7 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainStats:
+class TrainStats(_Value):
     """What the trainer saw in one train step; means are over the step's loss tokens."""
 
     step: int
@@ -203,7 +213,7 @@ class TrainStats:
 
 
 @dataclass(frozen=True, slots=True)
-class SyncReport:
+class SyncReport(_Value):
     """One weight sync, after every engine confirmed it."""
 
     weight_version: int

@@ -1,5 +1,7 @@
 """Log-probabilities of a pack's loss tokens, without ever holding the logits of all of them at once."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,20 +21,34 @@ KERNEL_LOGITS_BYTES = 2 << 30
 """Most bf16 logits at once where a kernel reads them: there is one copy, and one of their gradient."""
 
 
-def pack_logprobs(model: "PreTrainedModel", pack: Pack, temperature: float) -> Tensor:
-    """[N] log-probabilities of a pack's loss tokens, fp32; logits are made only at the positions that need them."""
+Layers = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Token, position and segment ids [R, L] to last hidden states [R, L, H]."""
+
+
+def pack_logprobs(
+    model: "PreTrainedModel", pack: Pack, temperature: float, layers: Layers | None = None
+) -> Tensor:
+    """[N] log-probabilities of a pack's loss tokens, fp32; logits are made only at the positions that need them.
+
+    `layers`: the model's own, prepared somehow.
+    """
 
     def there(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(model.device, non_blocking=True)
 
-    hidden = model.base_model(
-        input_ids=there(pack.token_ids),
-        attention_mask=attention_allowed(there(pack.segment_ids))[:, None],
-        position_ids=there(pack.position_ids),
-        use_cache=False,
-    ).last_hidden_state
+    layers = layers or partial(forward_layers, model)
+    hidden = layers(there(pack.token_ids), there(pack.position_ids), there(pack.segment_ids))
     predicting = hidden[there(pack.target_rows), there(pack.predictor_columns)]
     return chosen_logprobs(model.get_output_embeddings(), predicting, there(pack.targets), temperature)
+
+
+def forward_layers(model: "PreTrainedModel", token_ids: Tensor, position_ids: Tensor, segment_ids: Tensor) -> Tensor:
+    """[R, L, H] last hidden states of a pack; each argument but the model is [R, L]."""
+    allowed = attention_allowed(segment_ids)[:, None]
+    hidden: Tensor = model.base_model(
+        input_ids=token_ids, attention_mask=allowed, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return hidden
 
 
 def attention_allowed(segment_ids: Tensor) -> Tensor:

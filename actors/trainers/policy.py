@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from actors.gpu_model import to_bf16
-from actors.trainers.forward import pack_logprobs
+from actors.trainers.forward import Layers, pack_logprobs
 from rlhaiku.packing import Pack
 
 if TYPE_CHECKING:
@@ -28,22 +28,31 @@ class Policy:
     """
 
     rank, num_ranks = 0, 1
+    keeps_gradients = False
+    """Whether they are set to zero where they are instead of given up."""
 
     def __init__(self, path: str, device: Device, *, recompute: bool = False, compiled: bool = False) -> None:
         """`recompute`: keep no activations inside a layer; `compiled`: fuse each layer's small kernels (a minute once).
         """
         self.model = load_policy(path).to(device)
         self.weights: Mapping[str, nn.Parameter] = dict(self.model.named_parameters())
+        self._layers: Layers | None = None
         if device == "cuda":
             self.weights = {name: nn.Parameter(own.detach().clone()) for name, own in self.weights.items()}
             to_bf16(self.model)
             for name, own in self.model.named_parameters():
                 own.register_post_accumulate_grad_hook(partial(_hand_over, self.weights[name]))
+            if not recompute and not compiled:
+                from actors.trainers.layer_graphs import PreparedLayers
+
+                self._layers = PreparedLayers(self.model, list(self.weights.values()))
+                self.keeps_gradients = True
         prepare_layers(self.model, recompute=recompute, compiled=compiled)
 
     def logprobs(self, pack: Pack, temperature: float) -> Tensor:
-        """[N] log-probabilities of a pack's loss tokens."""
-        return pack_logprobs(self.model, pack, temperature)
+        """[N] log-probabilities of a pack's loss tokens; its backward pass comes before the next pack's forward pass.
+        """
+        return pack_logprobs(self.model, pack, temperature, self._layers)
 
     def clip_gradients(self, max_norm: float) -> Tensor:
         """[] their global norm before; they are scaled down to `max_norm` where it is more."""

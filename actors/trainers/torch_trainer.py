@@ -131,7 +131,7 @@ class TorchTrainer:
             num_tokens=sum(len(sample.token_ids) for group in groups for sample in group.samples),
             num_sequences=sum(len(group.samples) for group in groups),
         )
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=not self._policy.keeps_gradients)
         sums = torch.zeros(6, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
         forward_tokens = 0
         for pack, weight in self._packs(groups):

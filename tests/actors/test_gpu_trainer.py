@@ -1,6 +1,7 @@
 """The torch trainer on a GPU against itself on the CPU, on the tiny model."""
 
 import multiprocessing
+from itertools import count
 
 import pytest
 import torch
@@ -25,9 +26,11 @@ def model_path(tmp_path_factory):
 
 @pytest.fixture
 def make_trainer(model_path, tmp_path):
+    number = count()
+
     def make(device, *, compiled=False, **settings):
         config = TrainerConfig(threads=2, **{"lr": 1e-3, "weight_decay": 0.0} | settings)
-        slots = tmp_path / f"{device}-{len(settings)}-{compiled}"
+        slots = tmp_path / f"slots-{next(number)}"
         algorithm = AlgorithmConfig()
         return TorchTrainer(TrainerSpec(str(model_path), slots, 2, 10, config, algorithm, device, compiled))
 
@@ -109,3 +112,55 @@ def test_another_process_reads_the_trainers_weights(make_trainer):
     assert found == [each.checksum for each in sent]
     assert found[0] != found[1]
     assert sent[0].num_bytes == 2 * sum(weight.numel() for weight in trainer._policy.weights.values())
+
+
+def graphs_of(trainer):
+    return trainer._policy._layers._graphs
+
+
+def other_batch(step=0):
+    scored = [make_scored(claim, [1.0, 0.0, 0.5]) for claim in range(20, 29)]
+    return make_batch(step, scored, AlgorithmConfig(), 1.0).batch
+
+
+def test_graphs_give_the_gradients_of_the_first_steps(make_trainer):
+    """Two shapes by turns, so that each overwrites the memory that both work in; next to no learning."""
+    trainer = make_trainer("cuda", lr=1e-12, max_grad_norm=1e9)
+    losses, found = {}, {}
+    for turn in range(7):
+        for name, batch in (("one", train_batch()), ("other", other_batch())):
+            loss = trainer.train_step(batch).loss
+            gradient = torch.cat([weight.grad.flatten() for weight in trainer._policy.weights.values()]).cpu()
+            expected = found.setdefault(name, gradient)
+            assert loss == pytest.approx(losses.setdefault(name, loss), rel=0.01, abs=1e-3)
+            error = (gradient - expected).norm() / expected.norm()
+            assert error < 8 * BF16, f"{name} in turn {turn}: {error:.4f}"
+    shapes = {tuple(shape) for shape in graphs_of(trainer)}
+    assert len(shapes) >= 2
+    assert (found["one"] - found["other"]).norm() > found["one"].norm() / 10
+
+
+def test_training_with_graphs_is_training_without(make_trainer, monkeypatch):
+    from actors.trainers import layer_graphs
+
+    runs = []
+    for most in (layer_graphs.LAUNCHES_PREVAIL, 0):
+        monkeypatch.setattr(layer_graphs, "LAUNCHES_PREVAIL", most)
+        trainer = make_trainer("cuda", lr=1e-4)
+        runs.append([trainer.train_step(train_batch(step)) for step in range(10)])
+        assert bool(graphs_of(trainer)) == bool(most)
+    for graphed, plain in zip(*runs, strict=True):
+        assert graphed.loss == pytest.approx(plain.loss, rel=0.05, abs=5e-3)
+        assert graphed.logprob_gap == pytest.approx(plain.logprob_gap, rel=0.02)
+        assert graphed.grad_norm == pytest.approx(plain.grad_norm, rel=0.05)
+
+
+def test_a_model_that_looks_at_values_is_trained_without_graphs(make_trainer, caplog):
+    trainer = make_trainer("cuda")
+    norm = trainer._model.base_model.norm
+    plain = norm.forward
+    norm.forward = lambda hidden: plain(hidden) if hidden.abs().sum().item() > 0 else hidden
+    stats = [trainer.train_step(train_batch(step)) for step in range(8)]
+    assert not graphs_of(trainer)
+    assert "no CUDA graphs for" in caplog.text
+    assert stats[-1].logprob_gap > stats[0].logprob_gap  # it went on learning

@@ -1,0 +1,114 @@
+"""A policy's layers on one GPU, prepared for the shapes of packs that come again and again.
+
+What is fastest in the long run has to be made ready for every new shape: attention by cuDNN takes some 0.2 s, and so
+does a CUDA graph. So a new shape has an attention that is ready at once, and one that has come some times the faster
+one; where launching kernels takes longer than the kernels, as with models below a billion parameters, one graph then
+launches all of a forward pass, and another all of its backward pass.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from actors.trainers.forward import forward_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+READY_AT_ONCE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+NEW_SHAPES = 2
+"""Times that a shape counts as new; the next time cuDNN prepares itself for it, and the time after, a graph is made."""
+LAUNCHES_PREVAIL = 8e12
+"""Parameters x tokens below which launching takes longer: some 0.1 s of products on a Hopper card."""
+
+
+class PreparedLayers:
+    """The layers as a function of a pack's tokens. A pack's backward pass comes before the next pack's forward pass."""
+
+    def __init__(self, model: "PreTrainedModel", weights: Sequence[nn.Parameter]) -> None:
+        """`weights`: the parameters' fp32 ones, in their order; gradients are added to theirs, which stay in place."""
+        self._model, self._weights = model, weights
+        self._num_parameters = sum(weight.numel() for weight in weights)
+        self._seen: Counter[torch.Size] = Counter()
+        self._graphs: dict[torch.Size, _Graphs] = {}
+        self._may_capture = True
+        self._anchor = torch.zeros((), device=model.device, requires_grad=True)  # or autograd would not ask for us
+
+    def __call__(self, token_ids: Tensor, position_ids: Tensor, segment_ids: Tensor) -> Tensor:
+        """[R, L, H] last hidden states; each argument is [R, L]."""
+        inputs, shape = (token_ids, position_ids, segment_ids), token_ids.shape
+        self._seen[shape] += 1
+        if self._seen[shape] <= NEW_SHAPES:
+            with sdpa_kernel(READY_AT_ONCE):
+                return forward_layers(self._model, *inputs)
+        if self._seen[shape] > NEW_SHAPES + 1 and shape not in self._graphs and self._is_worth_a_graph(shape):
+            self._capture(inputs)
+        if shape not in self._graphs:
+            return forward_layers(self._model, *inputs)
+        hidden: Tensor = _Replay.apply(self._anchor, self._graphs[shape], *inputs)  # type: ignore[no-untyped-call]
+        return hidden
+
+    def _is_worth_a_graph(self, shape: torch.Size) -> bool:
+        if not self._may_capture or self._num_parameters * shape.numel() > LAUNCHES_PREVAIL:
+            return False
+        # A graph keeps the memory it works in: enough must be left for what runs without one. All graphs share theirs.
+        allocated = torch.cuda.memory_allocated()
+        needed = torch.cuda.max_memory_allocated() - allocated
+        spare = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated
+        self._may_capture = bool(self._graphs) or spare > 2 * needed
+        return self._may_capture
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        pool = next((each.pool for each in self._graphs.values()), None)
+        try:
+            self._graphs[inputs[0].shape] = _Graphs(self._model, self._weights, inputs, pool)
+        except RuntimeError as error:  # a model may do what no graph can, such as looking at a value
+            self._may_capture = False
+            reason = str(error).partition("\n")[0]
+            logging.getLogger(__name__).warning("no CUDA graphs for %s: %s", type(self._model).__name__, reason)
+
+
+class _Graphs:
+    """A forward and a backward pass over one shape, and the places they read from and write to."""
+
+    def __init__(
+        self, model: "PreTrainedModel", weights: Sequence[nn.Parameter], inputs: tuple[Tensor, ...], pool: Any  # noqa: ANN401
+    ) -> None:  # fmt: skip
+        self.inputs = [each.clone() for each in inputs]
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails would leave us on its own
+            with torch.cuda.graph(self.forward, pool=pool):
+                hidden = forward_layers(model, *self.inputs)
+            self.pool, self.gradient = self.forward.pool(), torch.empty_like(hidden)
+            with torch.cuda.graph(self.backward, pool=self.pool):
+                # Not `backward()`: it would add each gradient on the stream on which the parameter was first used.
+                found = torch.autograd.grad(hidden, list(model.parameters()), self.gradient, allow_unused=True)
+                for weight, gradient in zip(weights, found, strict=True):
+                    if gradient is not None:
+                        assert weight.grad is not None
+                        weight.grad += gradient
+        self.hidden = hidden.detach()
+
+
+class _Replay(torch.autograd.Function):
+    """Replays a shape's forward pass now, and its backward pass when autograd gets there."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, graphs: _Graphs, *inputs: Tensor) -> Tensor:  # noqa: ANN401
+        for place, given in zip(graphs.inputs, inputs, strict=True):
+            place.copy_(given)
+        graphs.forward.replay()
+        ctx.graphs = graphs
+        return graphs.hidden.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # noqa: ANN401
+        graphs = ctx.graphs
+        graphs.gradient.copy_(gradients[0])
+        graphs.backward.replay()
+        return (None,) * (2 + len(graphs.inputs))
