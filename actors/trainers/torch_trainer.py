@@ -135,19 +135,9 @@ class TorchTrainer:
         sums = torch.zeros(6, dtype=torch.float64, device=self._spec.device)  # read once: a GPU must not wait for us
         forward_tokens = 0
         for pack, weight in self._packs(groups):
-            rollout_logprobs, advantages, lengths = (
-                torch.from_numpy(each).to(sums.device, non_blocking=True)
-                for each in (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
-            )
-            trainer_logprobs = self._policy.logprobs(pack, temperature)
-            reference_logprobs = self._reference_logprobs(pack, temperature)
-            output = policy_loss(
-                trainer_logprobs, rollout_logprobs, advantages, lengths, settings, reference_logprobs
-            )
-            (output.loss * weight).backward()  # type: ignore[no-untyped-call]
+            counted = self._learn(pack, weight, temperature, settings)
             if weight:
-                counted = [output.loss.detach(), output.clipped, output.gap, output.kl, output.truncated]
-                sums[:5] += torch.stack(counted).double()
+                sums[:5] += counted
                 forward_tokens += pack.num_tokens
         sums[5] = forward_tokens
         sums = self._policy.add_up(sums)
@@ -155,6 +145,21 @@ class TorchTrainer:
         self._optimizer.step()
         self._policy.refresh()
         totals.add(sums.tolist(), norm.item())
+
+    def _learn(self, pack: Pack, weight: float, temperature: float, settings: LossSettings) -> Tensor:
+        """Adds `weight` times a pack's gradients; returns its loss and what is counted, [5].
+
+        Nothing of what autograd keeps of a pack may be left when the next one comes, which a graph may be made for.
+        """
+        rollout_logprobs, advantages, lengths = (
+            torch.from_numpy(each).to(self._spec.device, non_blocking=True)
+            for each in (pack.rollout_logprobs, pack.advantages, pack.sequence_lengths)
+        )
+        trainer_logprobs = self._policy.logprobs(pack, temperature)
+        reference_logprobs = self._reference_logprobs(pack, temperature)
+        output = policy_loss(trainer_logprobs, rollout_logprobs, advantages, lengths, settings, reference_logprobs)
+        (output.loss * weight).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([output.loss.detach(), output.clipped, output.gap, output.kl, output.truncated]).double()
 
     def _packs(self, groups: Sequence[TrainGroup]) -> Iterable[tuple[Pack, float]]:
         """This rank's packs, and with what each one's loss is multiplied.
