@@ -1,14 +1,15 @@
-"""A policy's layers on one GPU, prepared for the shapes of packs that come again and again.
+"""A policy's layers on one GPU, prepared for the shapes of packs that come again.
 
-What is fastest in the long run has to be made ready for every new shape: attention by cuDNN takes some 0.2 s, and so
-does a CUDA graph. So a new shape has an attention that is ready at once, and one that has come some times the faster
-one; where launching kernels takes longer than the kernels, as with models below a billion parameters, one graph then
-launches all of a forward pass, and another all of its backward pass.
+What is fastest in the long run has to be made ready for every new shape: cuDNN's attention takes some 0.2 s to prepare,
+and a CUDA graph of a small model 0.1 s. So a shape that is new has an attention that is ready at once, and one that
+comes again the faster one. Where launching kernels takes longer than the kernels, as in models below a billion
+parameters, one graph then launches all of a forward pass, and another all of its backward pass.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 READY_AT_ONCE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-NEW_SHAPES = 2
-"""Times that a shape counts as new; the next time cuDNN prepares itself for it, and the time after, a graph is made."""
+SMALL_MODEL = 3e8
+"""Parameters below which attention takes a few milliseconds of a step, whoever computes it, and so does padding."""
+COLUMNS, SMALL_MODELS_COLUMNS = 16, 64
+"""Packs are multiples of that wide."""
 LAUNCHES_PREVAIL = 8e12
 """Parameters x tokens below which launching takes longer: some 0.1 s of products on a Hopper card."""
+GRAPH_AFTER = 2
+"""Times that a shape is forwarded without a graph: so it has been forwarded with the attention that it is to keep."""
 
 
 class PreparedLayers:
@@ -34,6 +39,8 @@ class PreparedLayers:
         """`weights`: the parameters' fp32 ones, in their order; gradients are added to theirs, which stay in place."""
         self._model, self._weights = model, weights
         self._num_parameters = sum(weight.numel() for weight in weights)
+        self._is_small = self._num_parameters < SMALL_MODEL
+        self.columns = SMALL_MODELS_COLUMNS if self._is_small else COLUMNS
         self._seen: Counter[torch.Size] = Counter()
         self._graphs: dict[torch.Size, _Graphs] = {}
         self._may_capture = True
@@ -43,13 +50,11 @@ class PreparedLayers:
         """[R, L, H] last hidden states; each argument is [R, L]."""
         inputs, shape = (token_ids, position_ids, segment_ids), token_ids.shape
         self._seen[shape] += 1
-        if self._seen[shape] <= NEW_SHAPES:
-            with sdpa_kernel(READY_AT_ONCE):
+        with sdpa_kernel(READY_AT_ONCE) if self._is_small or self._seen[shape] == 1 else nullcontext():
+            if self._seen[shape] > GRAPH_AFTER and shape not in self._graphs and self._is_worth_a_graph(shape):
+                self._capture(inputs)
+            if shape not in self._graphs:
                 return forward_layers(self._model, *inputs)
-        if self._seen[shape] > NEW_SHAPES + 1 and shape not in self._graphs and self._is_worth_a_graph(shape):
-            self._capture(inputs)
-        if shape not in self._graphs:
-            return forward_layers(self._model, *inputs)
         hidden: Tensor = _Replay.apply(self._anchor, self._graphs[shape], *inputs)  # type: ignore[no-untyped-call]
         return hidden
 

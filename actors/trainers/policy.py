@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from actors.gpu_model import to_bf16
-from actors.trainers.forward import Layers, pack_logprobs
+from actors.trainers.forward import pack_logprobs
+from actors.trainers.layer_graphs import COLUMNS, PreparedLayers
 from rlhaiku.packing import Pack
 
 if TYPE_CHECKING:
@@ -30,23 +31,24 @@ class Policy:
     rank, num_ranks = 0, 1
     keeps_gradients = False
     """Whether they are set to zero where they are instead of given up."""
+    columns = 1
+    """Packs are multiples of that wide: on a GPU every new shape costs time."""
 
     def __init__(self, path: str, device: Device, *, recompute: bool = False, compiled: bool = False) -> None:
         """`recompute`: keep no activations inside a layer; `compiled`: fuse each layer's small kernels (a minute once).
         """
         self.model = load_policy(path).to(device)
         self.weights: Mapping[str, nn.Parameter] = dict(self.model.named_parameters())
-        self._layers: Layers | None = None
+        self._layers: PreparedLayers | None = None
         if device == "cuda":
+            self.columns = COLUMNS
             self.weights = {name: nn.Parameter(own.detach().clone()) for name, own in self.weights.items()}
             to_bf16(self.model)
             for name, own in self.model.named_parameters():
                 own.register_post_accumulate_grad_hook(partial(_hand_over, self.weights[name]))
             if not recompute and not compiled:
-                from actors.trainers.layer_graphs import PreparedLayers
-
                 self._layers = PreparedLayers(self.model, list(self.weights.values()))
-                self.keeps_gradients = True
+                self.columns, self.keeps_gradients = self._layers.columns, True
         prepare_layers(self.model, recompute=recompute, compiled=compiled)
 
     def logprobs(self, pack: Pack, temperature: float) -> Tensor:

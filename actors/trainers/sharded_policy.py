@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 
 from actors.gpu_model import fuse_layers
 from actors.trainers.forward import pack_logprobs
+from actors.trainers.layer_graphs import COLUMNS
 from actors.trainers.policy import Device, Policy, layers_of, load_policy, prepare_layers
 from rlhaiku.errors import ActorDied
 from rlhaiku.packing import Pack
@@ -47,7 +48,7 @@ class ShardedPolicy(Policy):
         self._dtype = torch.float32
         precision = MixedPrecisionPolicy()
         if device == "cuda":
-            self._dtype = torch.bfloat16
+            self.columns, self._dtype = COLUMNS, torch.bfloat16
             precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             fuse_layers(self.model)
         prepare_layers(self.model, recompute=recompute, compiled=compiled)

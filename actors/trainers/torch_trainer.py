@@ -20,8 +20,6 @@ from rlhaiku.packing import Pack, group_tokens, pack_groups, split_groups
 from rlhaiku.types import TrainBatch, TrainGroup, TrainStats
 
 STATE_FILE = "trainer.pt"
-GPU_COLUMNS = 16
-"""On a GPU packs are multiples of that wide, and so of few shapes: a step takes several times as long with new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +166,7 @@ class TorchTrainer:
         count nothing. The others count once for each rank: the loss is a sum over them, of which FSDP takes the mean.
         """
         trainer, policy = self._spec.trainer, self._policy
-        columns = GPU_COLUMNS if self._spec.device == "cuda" else 1
-        pack = partial(pack_groups, max_tokens=trainer.micro_batch_tokens, columns=columns)
+        pack = partial(pack_groups, max_tokens=trainer.micro_batch_tokens, columns=policy.columns)
         if policy.num_ranks == 1:
             return ((each, 1.0) for each in pack(groups, shared_prompt=trainer.shared_prompt))
         own = split_groups(groups, policy.num_ranks)[policy.rank]

@@ -95,23 +95,28 @@ def test_graphs_read_the_tokens_of_the_pack(model, layers):
     first, second = packs(0)[0], packs(60)[0]
     assert first.token_ids.shape == second.token_ids.shape
     assert not (first.token_ids == second.token_ids).all()
-    for pack in [first] * 4 + [second]:
+    for pack in [first] * 3 + [second]:
         found = pack_logprobs(model, pack, 1.0, layers.prepared)
     assert layers.made[0].replays == 2
     torch.testing.assert_close(found, pack_logprobs(model, second, 1.0))
 
 
-def test_a_graph_is_made_when_a_shape_comes_for_the_fourth_time(model, layers):
+def test_a_graph_is_made_when_a_shape_comes_for_the_third_time(model, layers):
     (pack,) = packs(0)
     made = []
     for _ in range(5):
         pack_logprobs(model, pack, 1.0, layers.prepared)
         made.append(len(layers.made))
-    assert made == [0, 0, 0, 1, 1]
+    assert made == [0, 0, 1, 1, 1]
 
 
-def test_only_the_first_two_times_a_shape_has_the_attention_that_is_ready_at_once(model, layers, monkeypatch):
-    (pack,) = packs(0)
+@pytest.mark.parametrize(("small", "expected"), [(0, [False, True, True]), (1e9, [False, False, False])])
+def test_cudnn_prepares_itself_for_shapes_that_come_again_and_for_no_small_model(
+    model, layers, monkeypatch, small, expected
+):
+    monkeypatch.setattr(layer_graphs, "SMALL_MODEL", small)
+    prepared = PreparedLayers(model, layers.weights)
+    assert prepared.columns == (layer_graphs.SMALL_MODELS_COLUMNS if small else layer_graphs.COLUMNS)
     chosen = []
 
     def noted(*arguments):
@@ -119,9 +124,13 @@ def test_only_the_first_two_times_a_shape_has_the_attention_that_is_ready_at_onc
         return forward_layers(*arguments)
 
     monkeypatch.setattr(layer_graphs, "forward_layers", noted)
-    for _ in range(3):
-        pack_logprobs(model, pack, 1.0, layers.prepared)
-    assert chosen == [False, False, True]
+    monkeypatch.setattr(
+        layer_graphs, "_Graphs", lambda *given: chosen.append(torch.backends.cuda.cudnn_sdp_enabled()) or ByHand(*given)
+    )
+    (pack,) = packs(0)
+    for _ in range(4):
+        pack_logprobs(model, pack, 1.0, prepared)
+    assert chosen == expected
 
 
 def test_all_graphs_share_one_pool_of_memory(model, layers):
