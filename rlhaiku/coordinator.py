@@ -108,7 +108,7 @@ class Coordinator:
     def train(self, batch: TrainBatch) -> TrainStats:
         """One train step; groups of the next step go on arriving meanwhile."""
         if not batch.groups:
-            raise BatchEmpty(f"step {batch.step} needs at least one scored group; all were dropped. See metrics.jsonl.")
+            raise BatchEmpty(f"step {batch.step} needs a scored group; groups.reason in ledger.sqlite says why")
         self._trained = None
         self.roles.trainer.submit(batch)
         self._pump(lambda: self._trained is not None, f"the trainer's step {batch.step}")

@@ -58,7 +58,7 @@ class EventSource(Protocol):
     """Where the outcome of everything submitted arrives."""
 
     def next(self, waiting_for: str, meanwhile: Callable[[], None] = ...) -> RoleEvent:
-        """The next outcome, in order of arrival; if it is not there yet, `meanwhile` is called before waiting for it.
+        """The next outcome, in order of arrival; if it is not there soon, `meanwhile` is called before waiting on.
 
         Raises WaitTimeout, which says `waiting_for`, when nothing arrives in time, ActorFailed when an actor died.
         """

@@ -91,13 +91,22 @@ class _Graphs:
                 hidden = forward_layers(model, *self.inputs)
             self.pool, self.gradient = self.forward.pool(), torch.empty_like(hidden)
             with torch.cuda.graph(self.backward, pool=self.pool):
-                # Not `backward()`: it would add each gradient on the stream on which the parameter was first used.
-                found = torch.autograd.grad(hidden, list(model.parameters()), self.gradient, allow_unused=True)
-                for weight, gradient in zip(weights, found, strict=True):
-                    if gradient is not None:
-                        assert weight.grad is not None
-                        weight.grad += gradient
+                _add_gradients(hidden, self.gradient, list(model.parameters()), weights)
         self.hidden = hidden.detach()
+
+
+def _add_gradients(
+    hidden: Tensor, gradient: Tensor, parameters: Sequence[nn.Parameter], weights: Sequence[nn.Parameter]
+) -> None:
+    """The backward pass, into the weights' gradients where they are.
+
+    Not by `backward()`, which adds each gradient on the stream on which the parameter was first used.
+    """
+    found = torch.autograd.grad(hidden, parameters, gradient, allow_unused=True)
+    for weight, each in zip(weights, found, strict=True):
+        if each is not None:
+            assert weight.grad is not None
+            weight.grad += each
 
 
 class _Replay(torch.autograd.Function):

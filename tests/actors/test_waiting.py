@@ -135,6 +135,17 @@ def test_events_come_in_order_of_arrival(start):
     assert [events.next("a step").stats for _ in range(2)] == ["quick", "slow"]
 
 
+def test_something_else_is_done_only_while_nothing_comes(start):
+    worker, events, done = start(), RayEvents(30), []
+    there, late = worker.handle.answer.remote("there"), worker.handle.sleep.remote(0.5)
+    wait_for(there, 30, worker)
+    events.expect(there, worker, "now", lambda value: value)
+    events.expect(late, worker, "later", lambda _: "late")
+    assert events.next("an answer", meanwhile=lambda: done.append("with the first")) == "there"
+    assert events.next("an answer", meanwhile=lambda: done.append("with the second")) == "late"
+    assert done == ["with the second"]
+
+
 def test_waiting_for_nobody_ends_at_once():
     with pytest.raises(WaitTimeout, match="step 3 must come from somebody; nobody has work"):
         RayEvents(timeout_s=30).next("step 3")
