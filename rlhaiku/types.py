@@ -18,7 +18,7 @@ EVAL_PASS = -1
 
 
 class _Value:
-    """Pickled as its constructor and fields, which takes a third less time than what a frozen dataclass does itself."""
+    """Pickled as its constructor and fields, which takes a fifth less time than what a frozen dataclass does itself."""
 
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]]
