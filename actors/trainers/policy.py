@@ -33,13 +33,13 @@ class Policy:
     """Whether they are set to zero where they are instead of given up."""
     columns = 1
     """Packs are multiples of that wide: on a GPU every new shape costs time."""
+    _layers: PreparedLayers | None = None
 
     def __init__(self, path: str, device: Device, *, recompute: bool = False, compiled: bool = False) -> None:
         """`recompute`: keep no activations inside a layer; `compiled`: fuse each layer's small kernels (a minute once).
         """
         self.model = load_policy(path).to(device)
         self.weights: Mapping[str, nn.Parameter] = dict(self.model.named_parameters())
-        self._layers: PreparedLayers | None = None
         if device == "cuda":
             self.columns = COLUMNS
             self.weights = {name: nn.Parameter(own.detach().clone()) for name, own in self.weights.items()}
@@ -48,13 +48,17 @@ class Policy:
                 own.register_post_accumulate_grad_hook(partial(_hand_over, self.weights[name]))
             if not recompute and not compiled:
                 self._layers = PreparedLayers(self.model, list(self.weights.values()))
-                self.columns, self.keeps_gradients = self._layers.columns, True
+                self.columns, self.keeps_gradients = self._layers.columns, self._layers.may_capture
         prepare_layers(self.model, recompute=recompute, compiled=compiled)
 
     def logprobs(self, pack: Pack, temperature: float) -> Tensor:
         """[N] log-probabilities of a pack's loss tokens; its backward pass comes before the next pack's forward pass.
         """
         return pack_logprobs(self.model, pack, temperature, self._layers)
+
+    def prepared(self, reference: "PreTrainedModel") -> PreparedLayers | None:
+        """The layers of a model that is only forwarded, with the attention of this one's."""
+        return None if self._layers is None else PreparedLayers(reference)
 
     def clip_gradients(self, max_norm: float) -> Tensor:
         """[] their global norm before; they are scaled down to `max_norm` where it is more."""

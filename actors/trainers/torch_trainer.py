@@ -70,6 +70,7 @@ class TorchTrainer:
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
         has_reference = spec.algorithm.kl_coef > 0
         self._reference = load_reference(spec.model_path, spec.device) if has_reference else None
+        self._reference_layers = self._policy.prepared(self._reference) if self._reference else None
         self._slots = _make_slots(spec, self._model) if spec.rank == 0 else None
         self._optimizer = _make_optimizer(self._policy.weights.values(), spec.trainer)
 
@@ -179,7 +180,7 @@ class TorchTrainer:
         if self._reference is None:
             return None
         with torch.no_grad():
-            return pack_logprobs(self._reference, pack, temperature)
+            return pack_logprobs(self._reference, pack, temperature, self._reference_layers)
 
 
 def learning_rate(step: int, num_steps: int, config: TrainerConfig) -> float:

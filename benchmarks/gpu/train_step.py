@@ -52,7 +52,7 @@ def against_matmul(name: str, policy: TorchTrainer, made: TrainBatch, line: Roof
     result = paired(f"train step, {name}: matmul of as many operations / the step", matmul,
                     lambda: policy.train_step(made), pairs=pairs, goal=0.55, note=f"{flops / 1e12:.1f} TFLOP; {line}")
     speed = result.ratio * line.matmul_flops / 1e12
-    peak = torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else 0.0
+    peak = torch.cuda.max_memory_reserved() / 1e9 if DEVICE == "cuda" else 0.0
     print(f"    {flops / 1e12:.1f} TFLOP useful, about {speed:.0f} TFLOP/s, peak {peak:.1f} GB", flush=True)
     return replace(result, note=f"{flops / 1e12:.1f} TFLOP useful, {speed:.0f} TFLOP/s; {line}")
 
@@ -70,9 +70,9 @@ def measure_model(size: str, groups: int, line: Roofline, pairs: int, *, compile
     yield against_matmul(name, policy, made, line, pairs)
     print_kernels(lambda: policy.train_step(made), 14)
     if not compiled:
+        yield sharing(name, policy, made, line, pairs)
         if has_kernels():
             yield of_kernels(name, policy, made, line, pairs)
-        yield sharing(name, policy, made, line, pairs)
 
 
 def with_settings(policy: TorchTrainer, **settings: object) -> TorchTrainer:
@@ -95,7 +95,12 @@ def fitted(policy: TorchTrainer, made: TrainBatch) -> float:
 
 
 def of_kernels(name: str, policy: TorchTrainer, made: TrainBatch, line: Roofline, pairs: int) -> Paired:
-    """The same trainer by torch alone, against Triton's kernels for the vocabulary and Liger's for layers."""
+    """The same trainer by torch alone, against Triton's kernels for the vocabulary and Liger's for layers; both without
+    graphs, which would go on launching the kernels they were made with.
+    """
+    if layers := policy._policy._layers:
+        layers.may_capture = False
+        layers._graphs.clear()
 
     def step(is_used: bool) -> float:
         with nullcontext() if is_used else without_kernels():

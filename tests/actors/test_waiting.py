@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from actors import waiting
 from actors.actor import Actor
 from actors.crew import MAX_DEATHS, Crew
 from actors.waiting import RayEvents, wait_for
@@ -135,15 +136,14 @@ def test_events_come_in_order_of_arrival(start):
     assert [events.next("a step").stats for _ in range(2)] == ["quick", "slow"]
 
 
-def test_something_else_is_done_only_while_nothing_comes(start):
-    worker, events, done = start(), RayEvents(30), []
-    there, late = worker.handle.answer.remote("there"), worker.handle.sleep.remote(0.5)
-    wait_for(there, 30, worker)
-    events.expect(there, worker, "now", lambda value: value)
-    events.expect(late, worker, "later", lambda _: "late")
-    assert events.next("an answer", meanwhile=lambda: done.append("with the first")) == "there"
-    assert events.next("an answer", meanwhile=lambda: done.append("with the second")) == "late"
-    assert done == ["with the second"]
+@pytest.mark.parametrize(("soon_s", "expected"), [(20.0, []), (0.02, ["meanwhile"])])
+def test_something_else_is_done_only_where_nothing_comes_soon(start, monkeypatch, soon_s, expected):
+    monkeypatch.setattr(waiting, "SOON_S", soon_s)
+    worker, events, done = start(), RayEvents(60), []
+    wait_for(worker.handle.answer.remote("up"), 30, worker)
+    events.expect(worker.handle.sleep.remote(1.0), worker, "a nap", lambda _: "awake")
+    assert events.next("an answer", meanwhile=lambda: done.append("meanwhile")) == "awake"
+    assert done == expected
 
 
 def test_waiting_for_nobody_ends_at_once():

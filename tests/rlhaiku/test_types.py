@@ -1,0 +1,36 @@
+"""The values of a step travel between processes whole."""
+
+import copy
+import pickle
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from rlhaiku import types
+from rlhaiku.batching import make_batch
+from rlhaiku.config import AlgorithmConfig
+from rlhaiku.types import Prompt, Scored, SyncReport, TrainStats, Unscored
+from tests.tiny import make_request, make_scored
+
+SCORED = make_scored(3, [0.5, Scored(1.0, {"structure": 1.0}), Unscored("no answer")])
+BATCH = make_batch(1, [SCORED], AlgorithmConfig(), 0.7).batch
+STATS = TrainStats(1, 0.5, 1.0, 1e-3, 0.1, 0.02, 0.0, 12, 40, truncated_fraction=0.25)
+VALUES = [
+    make_request(2), make_request().sampling, Prompt("a", "b", "c", (1, 2), reference="d"), SCORED, SCORED.group,
+    SCORED.key, SCORED.group.completions[0], *SCORED.rewards, BATCH, BATCH.groups[0], BATCH.groups[0].samples[0], STATS,
+    SyncReport(1, 2, 3, 0.5),
+]  # fmt: skip
+
+
+def test_every_type_is_among_them():
+    assert {type(each) for each in VALUES} == {each for each in vars(types).values() if is_dataclass(each)}
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_a_value_arrives_as_it_was_sent(value):
+    for arrived in (pickle.loads(pickle.dumps(value, 5)), copy.deepcopy(value)):
+        assert arrived == value
+        assert type(arrived) is type(value)
+        assert [getattr(arrived, field.name) for field in fields(value)] == [
+            getattr(value, field.name) for field in fields(value)
+        ]
