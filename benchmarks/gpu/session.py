@@ -105,6 +105,8 @@ STAGES = {
     "sync_torch": _module("gpu.weight_sync", 150, "--engines torch", "gpu.weight_sync --engines torch"),
     "sync_vllm": _module("gpu.weight_sync", 220, "--engines vllm", None),
     "qwen3": Stage(f"{SHAPES} 0.6B", 90, f"{SHAPES} tiny"),
+    "pack_shapes": _module("gpu.pack_shapes", 150, "--model {scratch}/smollm2", "gpu.pack_shapes"),
+    "pack_shapes_qwen3": _module("gpu.pack_shapes", 150, "--model {scratch}/qwen3", "gpu.pack_shapes"),
     "idle_torch": _run("gpu.idle", 220, QWEN3, TORCH),
     "idle_vllm": _run("gpu.idle", 220, QWEN3, "rollout.engine=vllm"),
     "smollm2": Stage("-m benchmarks.smollm2 {scratch}/smollm2", 120, None),

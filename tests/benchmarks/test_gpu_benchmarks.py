@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import sides
-from benchmarks.gpu import learning_curve, session
+from benchmarks.gpu import learning_curve, pack_shapes, session
 from benchmarks.gpu.session import STAGES, Session, Stage, command, run_lane
 from benchmarks.gpu.timeline import idle_share, read_trace, union_s
 from benchmarks.models import request
@@ -106,6 +106,14 @@ def test_what_libraries_print_around_a_result_is_no_result(capsys):
     assert sides.said('noise\nRESULT {"a": 1}\nRESULT [2]\nbye', "RESULT ") == [2]
     with pytest.raises(SystemExit, match="no line begins with 'RESULT '"):
         sides.said("noise", "RESULT ")
+
+
+def test_steps_of_changing_shapes_are_the_same_on_both_sides():
+    one, other, longer = (pack_shapes.batch(mean, 3, 4) for mean in (20, 20, 44))
+    assert one == other != longer
+    lengths = [[len(sample.token_ids) for group in made.groups for sample in group.samples] for made in (one, longer)]
+    assert all(pack_shapes.SHORTEST <= each <= pack_shapes.LONGEST for some in lengths for each in some)
+    assert sum(lengths[1]) > 1.5 * sum(lengths[0]) and len(set(lengths[0])) > 5
 
 
 @pytest.mark.parametrize(("gap", "length", "void"), [(0.01, 41.0, 0), (0.02, 41.0, 1), (0.01, 50.0, 1), (0.5, 1.0, 2)])

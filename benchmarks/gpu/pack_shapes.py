@@ -1,0 +1,115 @@
+"""What new shapes of packs cost the torch trainer on a GPU, and what a step takes once they have come some times.
+
+    python -m benchmarks.gpu.pack_shapes --model DIR [--passes 6] [--tokens 16384] [--smoke] [--output FILE] [--force]
+
+The same steps over and over, of completions of changing lengths: once with layers that prepare themselves for shapes
+(`actors/trainers/layer_graphs.py`), once with plain ones, whose attention is cuDNN's. Each side is a process of its
+own, since what cuDNN has prepared stays; the plain one comes last, when kernels have been compiled.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.gpu.roofline import DEVICE, wait_for_device
+from benchmarks.measure import ROOT, Results, begin, parser
+from benchmarks.models import VOCABULARY, bundled
+from benchmarks.sides import said
+from rlhaiku.types import GroupKey, TrainBatch, TrainGroup, TrainSample
+
+LENGTHS = (44, 44, 40, 36, 32, 28, 24, 20, 22, 25, 27, 30, 34, 38)
+"""Mean completion of each step, in tokens: about what a small chat model writes while it learns to be short."""
+SPREAD, SHORTEST, LONGEST = 6.0, 4, 48
+SIDES = ("prepared", "plain")
+
+
+def batch(mean: int, seed: int, groups: int) -> TrainBatch:
+    """Groups of 8 completions, whose lengths spread around `mean`."""
+    draw = random.Random(seed)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(count))
+
+    def sample() -> TrainSample:
+        length = max(SHORTEST, min(LONGEST, round(draw.gauss(mean, SPREAD))))
+        return TrainSample(tokens(length), (-8.0,) * length, draw.uniform(-1, 1), 0)
+
+    return TrainBatch(0, 1.0, tuple(
+        TrainGroup(GroupKey(claim, 0, str(claim)), tokens(draw.randrange(44, 52)), tuple(sample() for _ in range(8)))
+        for claim in range(groups)
+    ))  # fmt: skip
+
+
+def run_side(side: str, options: argparse.Namespace) -> None:
+    """One side's steps; prints their seconds, by pass."""
+    from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
+    from rlhaiku.config import AlgorithmConfig, load_config
+
+    config = load_config("one-gpu", [f"trainer.micro_batch_tokens={options.tokens}", "trainer.lr=1e-12"]).trainer
+    batches = [batch(mean, place, options.groups) for place, mean in enumerate(LENGTHS)]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights"
+        trainer = TorchTrainer(TrainerSpec(str(options.model), weights, 1, 100, config, AlgorithmConfig(), DEVICE))
+        if side == "plain":
+            plain = trainer._policy
+            plain.columns, plain.keeps_gradients, plain._layers = 16, False, None
+        seconds: list[list[float]] = []
+        for _ in range(options.passes):
+            seconds.append([])
+            for made in batches:
+                began = time.perf_counter()
+                trainer.train_step(made)
+                wait_for_device()
+                seconds[-1].append(time.perf_counter() - began)
+    print("SECONDS " + json.dumps(seconds), flush=True)
+
+
+def compare(options: argparse.Namespace, results: Results) -> None:
+    """Both sides, and a record for the first pass and one for the last."""
+    steps: dict[str, list[list[float]]] = {}
+    for side in SIDES:
+        command = [sys.executable, "-m", "benchmarks.gpu.pack_shapes", "--side", side, "--model", str(options.model),
+                   "--passes", str(options.passes), "--tokens", str(options.tokens), "--groups", str(options.groups)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"the {side} side failed:\n{done.stderr[-3000:]}")
+        steps[side] = said(done.stdout, "SECONDS ")
+        for number, one in enumerate(steps[side], start=1):
+            shown = " ".join(f"{each:.3f}" for each in one)
+            print(f"  {side}, pass {number}: {sum(one):.2f} s: {shown}", flush=True)
+    for name, which in (("new, without the very first step", slice(0, 1)), ("known", slice(-1, None))):
+        theirs, ours = ([each for one in steps[side][which] for each in one] for side in ("plain", "prepared"))
+        if name.startswith("new"):
+            theirs, ours = theirs[1:], ours[1:]
+        record = results.add({
+            "name": f"train steps of changing shapes, {options.model.name}, {name}: plain / prepared",
+            "kind": "speed-up", "ratio": sum(theirs) / sum(ours), "unit": "s", "order": "one pair",
+            "samples": {"baseline_s": theirs, "ours_s": ours}, "note": f"{options.groups} x 8, {options.tokens} tokens",
+        })  # fmt: skip
+        print(f"{record.name} {record.ratio:.2f}x, {sum(theirs):.2f} -> {sum(ours):.2f} s", flush=True)
+
+
+def main() -> None:
+    """Compares, or is one of the sides."""
+    made = parser(__doc__)
+    made.add_argument("--model", type=Path, default=bundled())
+    made.add_argument("--passes", type=int, default=6)
+    made.add_argument("--tokens", type=int, default=16_384, help="of a micro-batch")
+    made.add_argument("--groups", type=int, default=32)
+    made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = made.parse_args()
+    if options.smoke:
+        options.passes, options.groups = 2, 2
+    if options.side:
+        run_side(options.side, options)
+    else:
+        compare(options, begin(options))
+
+
+if __name__ == "__main__":
+    main()
