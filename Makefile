@@ -9,9 +9,10 @@ TORCH_INDEX ?=
 train: .venv/installed
 	.venv/bin/rlhaiku train --preset laptop
 
-# JOBS: so many files of tests at a time, the longest first, for a machine with some cores to spare.
+# So many files of tests at a time, those of whole runs first: these wait for a third of their time.
+JOBS ?= 2
 test: lint
-	.venv/bin/python -m pytest -q $(if $(JOBS),-n $(JOBS) --dist loadfile --no-loadscope-reorder) tests/launch tests
+	.venv/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/launch tests
 
 lint: .venv/installed
 	.venv/bin/ruff check .

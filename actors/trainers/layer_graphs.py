@@ -77,7 +77,7 @@ class PreparedLayers:
         return is_ready and len(self._graphs) < MOST_GRAPHS and self._has_room()
 
     def _has_room(self) -> bool:
-        """Whether as much memory as a pass needs is free twice: graphs keep what they work in, which all share."""
+        """Whether what a pass needs is free twice: graphs keep what they work in, and share it as well as it fits."""
         allocated = torch.cuda.memory_allocated()
         needed = torch.cuda.max_memory_allocated() - allocated + MOMENTS_BYTES * self._num_parameters
         return bool(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated > 2 * needed)
@@ -111,8 +111,8 @@ class _Graphs:
 
 @contextmanager
 def _refusing_looks() -> Iterator[None]:
-    """Whoever waits for the GPU gets a RuntimeError from torch: one from CUDA would spoil the capture, and with it
-    torch's memory for the rest of the process.
+    """What waits for the GPU, such as `item()`, gets a RuntimeError from torch: one from CUDA would spoil the capture,
+    and with it torch's memory for the rest of the process.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # it warns of itself, as a prototype

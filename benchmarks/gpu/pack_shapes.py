@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu.pack_shapes --model DIR [--passes 6] [--tokens 16384] [--smoke] [--output FILE] [--force]
 
-The same steps over and over, of completions of changing lengths: once with layers that prepare themselves for shapes
-(`actors/trainers/layer_graphs.py`), once with plain ones, whose attention is cuDNN's. Each side is a process of its
-own, since what cuDNN has prepared stays; the plain one comes last, when kernels have been compiled.
+The same steps over and over, of completions of changing lengths: with layers that prepare themselves for shapes
+(`actors/trainers/layer_graphs.py`), and with plain ones, whose attention is cuDNN's, on packs of few columns and on
+packs as wide as the prepared ones'. Each side is a process of its own, since what cuDNN has prepared stays; one before
+them, which is not counted, has the kernels compiled.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from rlhaiku.types import GroupKey, TrainBatch, TrainGroup, TrainSample
 LENGTHS = (44, 44, 40, 36, 32, 28, 24, 20, 22, 25, 27, 30, 34, 38)
 """Mean completion of each step, in tokens: about what a small chat model writes while it learns to be short."""
 SPREAD, SHORTEST, LONGEST = 6.0, 4, 48
-SIDES = ("prepared", "plain")
+TIMEOUT_S = 300.0
+SIDES = ("plain", "plain, as wide", "prepared")
 
 
 def batch(mean: int, seed: int, groups: int) -> TrainBatch:
@@ -47,6 +49,7 @@ def batch(mean: int, seed: int, groups: int) -> TrainBatch:
 
 def run_side(side: str, options: argparse.Namespace) -> None:
     """One side's steps; prints their seconds, by pass."""
+    from actors.trainers.layer_graphs import COLUMNS
     from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
     from rlhaiku.config import AlgorithmConfig, load_config
 
@@ -55,9 +58,10 @@ def run_side(side: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights"
         trainer = TorchTrainer(TrainerSpec(str(options.model), weights, 1, 100, config, AlgorithmConfig(), DEVICE))
-        if side == "plain":
-            plain = trainer._policy
-            plain.columns, plain.keeps_gradients, plain._layers = 16, False, None
+        policy = trainer._policy
+        if side != "prepared":
+            columns = COLUMNS if side == "plain" else policy.columns
+            policy.columns, policy.keeps_gradients, policy._layers = columns, False, None
         seconds: list[list[float]] = []
         for _ in range(options.passes):
             seconds.append([])
@@ -69,29 +73,39 @@ def run_side(side: str, options: argparse.Namespace) -> None:
     print("SECONDS " + json.dumps(seconds), flush=True)
 
 
+def seconds_of(side: str, options: argparse.Namespace, passes: int) -> list[list[float]]:
+    """One side's steps in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.gpu.pack_shapes", "--side", side, "--model", str(options.model),
+               "--passes", str(passes), "--tokens", str(options.tokens), "--groups", str(options.groups)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        sys.exit(f"the {side} side failed:\n{done.stderr[-3000:]}")
+    found: list[list[float]] = said(done.stdout, "SECONDS ")
+    return found
+
+
 def compare(options: argparse.Namespace, results: Results) -> None:
-    """Both sides, and a record for the first pass and one for the last."""
-    steps: dict[str, list[list[float]]] = {}
+    """All sides; for each plain one a record of all steps but the very first, and one of the last pass."""
     for side in SIDES:
-        command = [sys.executable, "-m", "benchmarks.gpu.pack_shapes", "--side", side, "--model", str(options.model),
-                   "--passes", str(options.passes), "--tokens", str(options.tokens), "--groups", str(options.groups)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"the {side} side failed:\n{done.stderr[-3000:]}")
-        steps[side] = said(done.stdout, "SECONDS ")
-        for number, one in enumerate(steps[side], start=1):
+        seconds_of(side, options, 1)
+    steps = {side: seconds_of(side, options, options.passes) for side in SIDES}
+    for side, passes in steps.items():
+        for number, one in enumerate(passes, start=1):
             shown = " ".join(f"{each:.3f}" for each in one)
             print(f"  {side}, pass {number}: {sum(one):.2f} s: {shown}", flush=True)
-    for name, which in (("new, without the very first step", slice(0, 1)), ("known", slice(-1, None))):
-        theirs, ours = ([each for one in steps[side][which] for each in one] for side in ("plain", "prepared"))
-        if name.startswith("new"):
-            theirs, ours = theirs[1:], ours[1:]
-        record = results.add({
-            "name": f"train steps of changing shapes, {options.model.name}, {name}: plain / prepared",
-            "kind": "speed-up", "ratio": sum(theirs) / sum(ours), "unit": "s", "order": "one pair",
-            "samples": {"baseline_s": theirs, "ours_s": ours}, "note": f"{options.groups} x 8, {options.tokens} tokens",
-        })  # fmt: skip
-        print(f"{record.name} {record.ratio:.2f}x, {sum(theirs):.2f} -> {sum(ours):.2f} s", flush=True)
+    every = {side: [each for one in passes for each in one][1:] for side, passes in steps.items()}
+    for side in SIDES[:-1]:
+        for name, (theirs, ours) in {
+            "all steps but the very first": (every[side], every["prepared"]),
+            "the last pass": (steps[side][-1], steps["prepared"][-1]),
+        }.items():
+            record = results.add({
+                "name": f"train steps of changing shapes, {options.model.name}, {name}: {side} / prepared",
+                "kind": "speed-up", "ratio": sum(theirs) / sum(ours), "unit": "s", "order": "one pair",
+                "samples": {"baseline_s": theirs, "ours_s": ours},
+                "note": f"{options.groups} x 8, {options.tokens} tokens, {options.passes} passes",
+            })  # fmt: skip
+            print(f"{record.name} {record.ratio:.2f}x, {sum(theirs):.2f} -> {sum(ours):.2f} s", flush=True)
 
 
 def main() -> None:
@@ -105,6 +119,7 @@ def main() -> None:
     options = made.parse_args()
     if options.smoke:
         options.passes, options.groups = 2, 2
+    options.model = options.model.resolve()
     if options.side:
         run_side(options.side, options)
     else:

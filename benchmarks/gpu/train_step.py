@@ -53,7 +53,7 @@ def against_matmul(name: str, policy: TorchTrainer, made: TrainBatch, line: Roof
                     lambda: policy.train_step(made), pairs=pairs, goal=0.55, note=f"{flops / 1e12:.1f} TFLOP; {line}")
     speed = result.ratio * line.matmul_flops / 1e12
     peak = torch.cuda.max_memory_reserved() / 1e9 if DEVICE == "cuda" else 0.0
-    print(f"    {flops / 1e12:.1f} TFLOP useful, about {speed:.0f} TFLOP/s, peak {peak:.1f} GB", flush=True)
+    print(f"    {flops / 1e12:.1f} TFLOP useful, about {speed:.0f} TFLOP/s, reserved {peak:.1f} GB", flush=True)
     return replace(result, note=f"{flops / 1e12:.1f} TFLOP useful, {speed:.0f} TFLOP/s; {line}")
 
 

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 import torch
 
+from actors.trainers import layer_graphs
 from actors.trainers.forward import pack_logprobs
 from actors.trainers.torch_trainer import TorchTrainer, TrainerSpec
 from actors.weight_slots import DeviceWeightSlots
@@ -166,10 +167,19 @@ def test_graphs_go_on_with_weights_that_were_loaded(make_trainer, tmp_path, slot
     assert abs(last.logprob_gap - first.logprob_gap) > 0.01 * first.logprob_gap
 
 
-def test_a_reference_has_the_policys_attention(make_trainer):
-    trainer = make_trainer("cuda", kl_coef=0.1, lr=1e-12)
+def test_a_reference_has_the_policys_attention(make_trainer, monkeypatch):
+    trainer, chosen, plain = make_trainer("cuda", kl_coef=0.1, lr=1e-12), {}, layer_graphs.forward_layers
+
+    def noted(model, *arguments):
+        chosen.setdefault(id(model), []).append(torch.backends.cuda.cudnn_sdp_enabled())
+        return plain(model, *arguments)
+
+    monkeypatch.setattr(layer_graphs, "forward_layers", noted)
+    trainer._policy._layers._is_small = trainer._reference_layers._is_small = False
     kl = [trainer.train_step(train_batch(step)).kl for step in range(5)]
     assert graphs_of(trainer)
+    assert chosen[id(trainer._model)] == [False, True, True], "as new, as known, and into the graph"
+    assert chosen[id(trainer._reference)] == [False, True, True, True, True]
     assert max(map(abs, kl)) < 1e-5, kl
 
 
@@ -183,16 +193,34 @@ def test_training_with_graphs_is_training_without(make_trainer):
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=0.05)
 
 
-def test_a_model_that_looks_at_values_is_trained_without_graphs(make_trainer, caplog):
+def looking(hidden):
+    """Waits for the card, and so cannot be part of a graph."""
+    return hidden * (hidden.abs().sum().item() > -1)
+
+
+def looking_backward(hidden):
+    hidden.register_hook(looking)
+    return hidden
+
+
+@pytest.mark.parametrize("look", [looking, looking_backward])
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_a_model_that_looks_at_values_is_trained_without_graphs(make_trainer, caplog, look, has_graphs):
     trainer = make_trainer("cuda")
+    if has_graphs:
+        for step in range(4):
+            trainer.train_step(other_batch(step))
+    before = set(graphs_of(trainer))
+    assert bool(before) == has_graphs
     norm = trainer._model.base_model.norm
     plain = norm.forward
-    norm.forward = lambda hidden: plain(hidden) if hidden.abs().sum().item() > 0 else hidden
+    norm.forward = lambda hidden: look(plain(hidden))
     stats = [trainer.train_step(train_batch(step)) for step in range(8)]
-    assert not graphs_of(trainer)
-    assert "no CUDA graphs for" in caplog.text
+    assert set(graphs_of(trainer)) == before
+    assert "no CUDA graphs for" in caplog.text and "synchronizing" in caplog.text, caplog.text
     assert stats[-1].logprob_gap != stats[-2].logprob_gap  # it goes on learning
     # and torch's memory is as it was: a spoilt capture would keep all that is cached
+    torch.cuda.empty_cache()
     torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     reserved = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()

@@ -31,6 +31,7 @@ def test_a_value_arrives_as_it_was_sent(value):
     for arrived in (pickle.loads(pickle.dumps(value, 5)), copy.deepcopy(value)):
         assert arrived == value
         assert type(arrived) is type(value)
+        assert isinstance(value, types._Value)
         assert [getattr(arrived, field.name) for field in fields(value)] == [
             getattr(value, field.name) for field in fields(value)
         ]
