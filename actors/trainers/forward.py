@@ -20,14 +20,11 @@ LOGITS_BYTES = 1 << 30
 KERNEL_LOGITS_BYTES = 2 << 30
 """Most bf16 logits at once where a kernel reads them: there is one copy, and one of their gradient."""
 
-
 Layers = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Token, position and segment ids [R, L] to last hidden states [R, L, H]."""
 
 
-def pack_logprobs(
-    model: "PreTrainedModel", pack: Pack, temperature: float, layers: Layers | None = None
-) -> Tensor:
+def pack_logprobs(model: "PreTrainedModel", pack: Pack, temperature: float, layers: Layers | None = None) -> Tensor:
     """[N] log-probabilities of a pack's loss tokens, fp32; logits are made only at the positions that need them.
 
     `layers`: the model's own, prepared somehow.

@@ -1,6 +1,7 @@
 """What new shapes of packs cost the torch trainer on a GPU, and what a step takes once they have come some times.
 
-    python -m benchmarks.gpu.pack_shapes --model DIR [--passes 6] [--tokens 16384] [--smoke] [--output FILE] [--force]
+    python -m benchmarks.gpu.pack_shapes [--model DIR] [--passes 6] [--tokens 16384] [--groups 32]
+                                         [--smoke] [--output FILE] [--force]
 
 The same steps over and over, of completions of changing lengths: with layers that prepare themselves for shapes
 (`actors/trainers/layer_graphs.py`), and with plain ones, whose attention is cuDNN's, on packs of few columns and on

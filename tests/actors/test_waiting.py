@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors import waiting
 from actors.actor import Actor
 from actors.crew import MAX_DEATHS, Crew
 from actors.waiting import RayEvents, wait_for
@@ -134,16 +133,6 @@ def test_events_come_in_order_of_arrival(start):
     events.expect(slow.handle.sleep.remote(1.0), slow, "a nap", lambda _: StepTrained("slow"))
     events.expect(quick.handle.answer.remote("quick"), quick, "an answer", StepTrained)
     assert [events.next("a step").stats for _ in range(2)] == ["quick", "slow"]
-
-
-@pytest.mark.parametrize(("soon_s", "expected"), [(20.0, []), (0.02, ["meanwhile"])])
-def test_something_else_is_done_only_where_nothing_comes_soon(start, monkeypatch, soon_s, expected):
-    monkeypatch.setattr(waiting, "SOON_S", soon_s)
-    worker, events, done = start(), RayEvents(60), []
-    wait_for(worker.handle.answer.remote("up"), 30, worker)
-    events.expect(worker.handle.sleep.remote(1.0), worker, "a nap", lambda _: "awake")
-    assert events.next("an answer", meanwhile=lambda: done.append("meanwhile")) == "awake"
-    assert done == expected
 
 
 def test_waiting_for_nobody_ends_at_once():

@@ -119,6 +119,15 @@ def test_something_else_is_done_only_where_there_would_be_a_wait():
     assert "too early" not in done
 
 
+@pytest.mark.parametrize(("soon_s", "expected"), [(20.0, []), (0.02, ["meanwhile"])])
+def test_something_else_is_done_only_where_nothing_comes_soon(monkeypatch, soon_s, expected):
+    monkeypatch.setattr(waiting, "SOON_S", soon_s)
+    worker, events, done = Actor("reward worker 0", Handle()), RayEvents(timeout_s=5), []
+    events.expect(worker.handle.call("slow", seconds=0.3), worker, "a nap", StepTrained)
+    assert events.next("scores", lambda: done.append("meanwhile")).stats == "slow"
+    assert done == expected
+
+
 def test_what_was_finished_last_is_said_of_the_silent_and_of_the_dead():
     worker = Actor("the worker", Handle())
     events = RayEvents(timeout_s=5)
