@@ -24,6 +24,7 @@ from benchmarks.models import bundled
 from benchmarks.sides import OURS, PEER_ENVIRONMENT, guards, own_gap, said
 from launch.checks import resolve_model
 from launch.local import load_prompts
+from launch.ray_cluster import free_port
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
 
 THREADS, GPU_THREADS = 2, 8
@@ -86,7 +87,11 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, Any]
     file.write_text(json.dumps(peer | {"output_dir": str(scratch / "trl")}))
     command = [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), str(file)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = PEER_ENVIRONMENT | os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"])}
+    own = {
+        "PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"]),
+        "MASTER_PORT": str(free_port()),  # TRL takes 29500, which one on the machine's other card may have just taken
+    }  # fmt: skip
+    environment = PEER_ENVIRONMENT | os.environ | own
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         sys.exit(f"the peer failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")

@@ -82,7 +82,7 @@ class ModalRayCluster:
         self.lost = ""
         self._cpus, self._gpus, self._dashboard = num_cpus, num_gpus, dashboard
         self._deadline = time.monotonic() + start_timeout_s
-        self._port = PORT if len(place.addresses) > 1 else _free_port()
+        self._port = PORT if len(place.addresses) > 1 else free_port()
         self._node: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
         self._temporary = tempfile.mkdtemp(prefix="rlh-", dir="/tmp")  # socket paths end at 107 characters
@@ -268,7 +268,8 @@ def _check_ray(version: str) -> None:
         raise BadInput(rule, version, "Choose another RLHAIKU_IMAGE.")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody on this machine uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
