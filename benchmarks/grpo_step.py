@@ -32,6 +32,8 @@ LR = 1e-5
 """On CPUs, for a model of one's own; the laptop preset's is the bundled model's."""
 GPU_TOKENS = 16_384
 """A step's in one micro-batch, as TRL takes them."""
+ALONE = "reward.repeat_penalty=0"
+"""Each poem is judged by itself: TRL's reward function sees no whole step."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
 PHASES = ("rollout", "train", "sync")
@@ -49,7 +51,7 @@ def settings(model: Path, options: argparse.Namespace, engine: str | None) -> Ru
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *more, f"model.path={model}", f"num_steps={steps}", f"rollout.groups_per_step={groups}",
         f"rollout.tile_groups={groups if options.gpu else groups // 2}", f"rollout.max_tokens={max_tokens}",
-        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}",
+        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"evaluation.interval={steps}", ALONE,
         "evaluation.num_prompts=4", f"evaluation.max_tokens={max_tokens}",
         f"output.save_interval={steps}",
     ])
@@ -57,8 +59,6 @@ def settings(model: Path, options: argparse.Namespace, engine: str | None) -> Ru
 
 def peer_settings(config: RunConfig) -> dict[str, Any]:
     """A run of ours as TRL's side takes it, in JSON."""
-    if config.reward.repeat_penalty:
-        sys.exit("reward.repeat_penalty must be 0 in a comparison: TRL's reward function sees no whole step")
     prompts, _ = load_prompts(config)
     return {
         "gpu": config.cluster.gpus_per_node > 0,

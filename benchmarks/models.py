@@ -1,5 +1,6 @@
 """Models and requests for the speed benchmarks: the bundled model, and random weights of SmolLM2-135M's shape."""
 
+from array import array
 from pathlib import Path
 
 from launch.checks import resolve_model
@@ -48,8 +49,8 @@ def batch(groups: int, group_size: int, prompt_tokens: int, completion_tokens: i
         asked = request(claim, prompt_tokens=prompt_tokens, max_tokens=completion_tokens, group_size=group_size)
         samples = tuple(
             TrainSample(
-                tuple(10 + (claim + i + 3 * t) % (VOCABULARY - 10) for t in range(completion_tokens)),
-                (-8.0,) * completion_tokens, (-1.0) ** i, 0,
+                array("i", [10 + (claim + i + 3 * t) % (VOCABULARY - 10) for t in range(completion_tokens)]),
+                array("d", [-8.0] * completion_tokens), (-1.0) ** i, 0,
             )
             for i in range(group_size)
         )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def make_groups(num_poems: int, seed: int) -> list[Group]:
     for claim in range(-(-num_poems // GROUP)):
         prompt = Prompt(f"bench/{seed}/{claim}", rng.choice(topics), "Write me a haiku.", (1,))
         texts = [verse.poem(rng, prompt.topic, (5, rng.randint(6, 8), 5)).text for _ in range(GROUP)]
-        completions = tuple(Completion((1,), (0.0,), text, "stop", 0) for text in texts)
+        completions = tuple(Completion(array("i", [1]), array("d", [0.0]), text, "stop", 0) for text in texts)
         groups.append(Group(GroupKey(claim, 0, prompt.prompt_id), prompt, completions))
     last = GROUP * len(groups) - num_poems
     return [*groups[:-1], replace(groups[-1], completions=groups[-1].completions[: GROUP - last])]

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.grpo_step import TIMEOUT_S, peer_settings, run_ours, run_peer
+from benchmarks.grpo_step import ALONE, TIMEOUT_S, peer_settings, run_ours, run_peer
 from benchmarks.measure import ROOT, Results, begin, parser
 from benchmarks.sides import said
 from rlhaiku.config import RunConfig, load_config, with_overrides, write_config
@@ -55,7 +55,7 @@ def configure(options: argparse.Namespace, seed: int) -> RunConfig:
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *engine, f"seed={seed}", f"num_steps={options.steps}", f"evaluation.interval={options.every}",
         "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={options.steps}",
-        *options.set,
+        *options.set, ALONE,
     ])
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from rlhaiku.advantages import group_advantages
 from rlhaiku.config import AlgorithmConfig
-from rlhaiku.haiku.repeats import repeated_shares
-from rlhaiku.types import GroupKey, Reward, Scored, ScoredGroup, TrainBatch, TrainGroup, TrainSample
+from rlhaiku.haiku.repeats import repeated_shares, word_pairs
+from rlhaiku.types import Group, GroupKey, Reward, Scored, ScoredGroup, TrainBatch, TrainGroup, TrainSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,12 @@ class BatchResult:
     batch: TrainBatch
     dropped: dict[GroupKey, str]
     """Groups that are not trained, with the reason."""
+
+
+def read_ahead(groups: Sequence[Group], penalty: float) -> None:
+    """Does most of the work of `penalize_repeats` while others score the groups: word pairs are kept by text."""
+    for completion in (each for group in groups if penalty for each in group.completions):
+        word_pairs(completion.text)
 
 
 def penalize_repeats(groups: Sequence[ScoredGroup], penalty: float) -> tuple[ScoredGroup, ...]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhaiku.batching import make_batch, penalize_repeats
+from rlhaiku.batching import make_batch, penalize_repeats, read_ahead
 from rlhaiku.checkpoints import CheckpointStore, RunState
 from rlhaiku.chronicle import Chronicle
 from rlhaiku.config import RunConfig
@@ -140,6 +140,7 @@ class Coordinator:
             event = self.roles.events.next(waiting_for, meanwhile=self.chronicle.tell)
             if isinstance(event, GroupsGenerated):
                 self.roles.rewards.submit(event.groups)
+                read_ahead(event.groups, self.config.reward.repeat_penalty)
                 self.chronicle.event(event)
             elif isinstance(event, GroupsScored):
                 self.chronicle.event(event)

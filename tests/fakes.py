@@ -1,5 +1,6 @@
 """Every role of `rlhaiku.roles`, in memory: a coordinator runs in milliseconds, without Ray or torch."""
 
+from array import array
 from collections import deque
 from pathlib import Path
 
@@ -39,7 +40,10 @@ class FakeRollouts:
         self.requests += requests
         for request in requests:
             completions = tuple(
-                Completion((5, 6 + i), (-1.0, -2.0), self.say(request, i), "stop", request.weight_version)
+                Completion(
+                    array("i", [5, 6 + i]), array("d", [-1.0, -2.0]), self.say(request, i), "stop",
+                    request.weight_version,
+                )
                 for i in range(request.group_size)
             )
             self.events.queue.append(GroupsGenerated((Group(request.key, request.prompt, completions),)))

@@ -1,5 +1,6 @@
 """A random Qwen3 of some thousand parameters with a byte tokenizer: everything real but small."""
 
+from array import array
 from pathlib import Path
 
 import torch
@@ -56,8 +57,8 @@ def make_scored(claim: int, totals: list, *, version: int = 0, text: str = "") -
     """A scored group with one completion per total, all of them `text`; a total that is a Reward is taken as it is."""
     prompt = make_prompt(f"topic{claim}", 4 + claim % 3)
     completions = tuple(
-        Completion(tuple(50 + (claim + i + t) % 60 for t in range(2 + (claim + i) % 5)),
-                   tuple(-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)),
+        Completion(array("i", [50 + (claim + i + t) % 60 for t in range(2 + (claim + i) % 5)]),
+                   array("d", [-1.0 - 0.1 * t for t in range(2 + (claim + i) % 5)]),
                    text or f"poem {i} by {claim}", "stop", version)
         for i in range(len(totals))
     )

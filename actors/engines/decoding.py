@@ -1,6 +1,7 @@
 """One decode tile: whole groups, prompts forwarded once per group, every draw from its own counter-based stream."""
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ MASKED = -1
 class DecodedRow:
     """One completion as tokens."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: "array[int]"
+    logprobs: "array[float]"
     stopped: bool
     """Whether the last token is an end token; otherwise the length limit cut it."""
 
@@ -189,14 +190,17 @@ class _Tile:
 
     def results(self) -> list[DecodedRow]:
         """Every row's tokens and logprobs."""
-        ended = torch.isin(self._tokens, self._end_tokens).any(1).tolist()
-        lengths = (self._tokens != MASKED).sum(1).tolist()
-        return [
-            DecodedRow(tuple(tokens[:length]), tuple(logprobs[:length]), stopped)
-            for tokens, logprobs, length, stopped in zip(
-                self._tokens.tolist(), self._logprobs.tolist(), lengths, ended, strict=True
-            )
-        ]
+        return decoded_rows(self._tokens, self._logprobs, torch.isin(self._tokens, self._end_tokens).any(1))
+
+
+def decoded_rows(tokens: Tensor, logprobs: Tensor, stopped: Tensor) -> list[DecodedRow]:
+    """Rows as they leave an engine: tokens [R, T], MASKED behind a row's last one, logprobs [R, T], stopped [R]."""
+    lengths = (tokens != MASKED).sum(1).tolist()
+    ids, values = tokens.cpu().to(torch.int32).numpy(), logprobs.cpu().double().numpy()
+    return [
+        DecodedRow(array("i", ids[row, :length].tobytes()), array("d", values[row, :length].tobytes()), ended)
+        for row, (length, ended) in enumerate(zip(lengths, stopped.tolist(), strict=True))
+    ]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[Tensor, Tensor]:

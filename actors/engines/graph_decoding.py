@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from actors.engines.decoding import MASKED, DecodedRow, left_pad, sample, uniform_draws
+from actors.engines.decoding import MASKED, DecodedRow, decoded_rows, left_pad, sample, uniform_draws
 from actors.kernels import has_kernels
 from rlhaiku.types import GroupRequest, Sampling
 
@@ -241,11 +241,4 @@ class _Tile:
 
     def results(self) -> list[DecodedRow]:
         """Every row's tokens and logprobs."""
-        ended = (~self.alive).tolist()
-        lengths = (self._tokens != MASKED).sum(1).tolist()
-        return [
-            DecodedRow(tuple(tokens[:length]), tuple(logprobs[:length]), stopped)
-            for tokens, logprobs, length, stopped in zip(
-                self._tokens.tolist(), self._logprobs.tolist(), lengths, ended, strict=True
-            )
-        ]
+        return decoded_rows(self._tokens, self._logprobs, ~self.alive)

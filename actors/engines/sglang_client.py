@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
+from array import array
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,4 +157,4 @@ def _read_completion(request: GroupRequest, answer: Any, ends: Sequence[int]) ->
     token_ids, logprobs = zip(*drawn, strict=True)
     # SGLang looks at the length first, so an end token in the last place counts as `length` there.
     finish_reason: FinishReason = "stop" if token_ids[-1] in ends else "length"
-    return Completion(token_ids, logprobs, text, finish_reason, version)
+    return Completion(array("i", token_ids), array("d", logprobs), text, finish_reason, version)

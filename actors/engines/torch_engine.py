@@ -95,7 +95,7 @@ class TorchEngine:
             Completion(
                 token_ids=row.token_ids,
                 logprobs=row.logprobs,
-                text=self._tokenizer.decode(row.token_ids, skip_special_tokens=True),
+                text=self._tokenizer.decode(row.token_ids.tolist(), skip_special_tokens=True),
                 finish_reason="stop" if row.stopped else "length",
                 weight_version=request.weight_version,
             )

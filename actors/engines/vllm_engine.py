@@ -6,6 +6,7 @@ memory too. It is imported when an engine starts, so that everybody else may imp
 
 import hashlib
 import os
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,11 +142,11 @@ class VllmEngine:
     def _group(self, request: GroupRequest, output: Any) -> Group:  # noqa: ANN401  (vLLM's RequestOutput)
         completions = []
         for drawn in output.outputs:
-            token_ids = tuple(drawn.token_ids)
+            token_ids = list(drawn.token_ids)
             finish_reason: FinishReason = "stop" if token_ids and token_ids[-1] in self._end_tokens else "length"
             completions.append(Completion(
-                token_ids=token_ids,
-                logprobs=tuple(drawn.logprobs.logprobs),
+                token_ids=array("i", token_ids),
+                logprobs=array("d", drawn.logprobs.logprobs),
                 text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
                 finish_reason=finish_reason,
                 weight_version=request.weight_version,

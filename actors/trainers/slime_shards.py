@@ -6,6 +6,7 @@ of a group once, so `trainer.shared_prompt` changes nothing here. `rewards` hold
 """
 
 from argparse import Namespace
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,8 @@ Shard = dict[str, Any]
 class _Sequence:
     """One completion behind its prompt."""
 
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    tokens: list[int]
+    logprobs: "array[float]"
     advantage: float
     is_filler: bool = False
     """Masked out: it is there because each rank must have something to forward."""
@@ -116,7 +117,7 @@ def _optimizer_steps(batch: TrainBatch, num_steps: int) -> Iterator[list[TrainGr
 def _sequences(group: TrainGroup) -> Iterator[_Sequence]:
     for sample in group.samples:
         if sample.token_ids:  # slime cannot forward a response of no tokens, and there is nothing to learn from it
-            tokens = group.prompt_token_ids + sample.token_ids
+            tokens = [*group.prompt_token_ids, *sample.token_ids]
             yield _Sequence(tokens, sample.rollout_logprobs, sample.advantage)
 
 

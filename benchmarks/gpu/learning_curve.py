@@ -27,7 +27,7 @@ POEMS = 6
 def settings(model: Path, steps: int, overrides: list[str], preset: str) -> RunConfig:
     """The one-gpu preset with the torch engine, which starts in seconds, and few, cheap interruptions."""
     return load_config(preset, [
-        "rollout.engine=torch", f"model.path={model}", f"num_steps={steps}", "trainer.lr=5e-5",
+        "rollout.engine=torch", f"model.path={model}", f"num_steps={steps}", "trainer.lr=1e-5",
         "trainer.lr_warmup_steps=5", "trainer.micro_batch_tokens=16384", "rollout.max_tokens=48",
         "evaluation.max_tokens=48", "evaluation.interval=50", "evaluation.num_prompts=64", "output.save_interval=100",
         "output.poems_interval=25", *overrides,

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
 
 from benchmarks.gpu.roofline import DEVICE, wait_for_device
@@ -35,15 +36,17 @@ def batch(mean: int, seed: int, groups: int) -> TrainBatch:
     """Groups of 8 completions, whose lengths spread around `mean`."""
     draw = random.Random(seed)
 
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(VOCABULARY) for _ in range(count))
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(VOCABULARY) for _ in range(count)]
 
     def sample() -> TrainSample:
         length = max(SHORTEST, min(LONGEST, round(draw.gauss(mean, SPREAD))))
-        return TrainSample(tokens(length), (-8.0,) * length, draw.uniform(-1, 1), 0)
+        return TrainSample(array("i", tokens(length)), array("d", [-8.0] * length), draw.uniform(-1, 1), 0)
 
     return TrainBatch(0, 1.0, tuple(
-        TrainGroup(GroupKey(claim, 0, str(claim)), tokens(draw.randrange(44, 52)), tuple(sample() for _ in range(8)))
+        TrainGroup(
+            GroupKey(claim, 0, str(claim)), tuple(tokens(draw.randrange(44, 52))), tuple(sample() for _ in range(8))
+        )
         for claim in range(groups)
     ))  # fmt: skip
 

@@ -119,7 +119,6 @@ STAGES = {
         f"{PEER} --gpu torch --seeds {seed} --steps 80 --every 10 --target 0.9 --set {SMOLLM} trainer.lr=5e-5", None,
     ) for seed in range(3)},
     "curve": _curve("curve"),
-    "curve_apart": _curve("curve_apart", "trainer.lr=1e-5 reward.repeat_penalty=0.25"),
     **{f"slime_{part}": _slime(part) for part in slime_first_contact.PARTS},
 }
 

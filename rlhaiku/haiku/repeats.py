@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from rlhaiku.haiku.spelling import words
 from rlhaiku.haiku.structure import split_lines, strip_template
 
 WordPair = tuple[str, str]
+_CACHED_TEXTS = 1 << 13
+"""Some steps' poems, which are looked at several times."""
 
 
-def word_pairs(text: str) -> list[WordPair]:
+@lru_cache(maxsize=_CACHED_TEXTS)
+def word_pairs(text: str) -> tuple[WordPair, ...]:
     """Pairs of neighbouring words of each line of a poem, in order; parts of a hyphenated word are words."""
     lines = [" ".join(words(line)).replace("-", " ").split() for line in split_lines(strip_template(text))]
-    return [pair for line in lines for pair in pairwise(line)]
+    return tuple([pair for line in lines for pair in pairwise(line)])
 
 
 def distinct_pairs(texts: Iterable[str]) -> float:

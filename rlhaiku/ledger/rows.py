@@ -3,8 +3,9 @@
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any
+import sys
+from array import array
+from typing import Any, Literal
 
 from rlhaiku.types import Completion, FinishReason, GroupRequest, Prompt, Reward, Scored
 
@@ -28,8 +29,8 @@ def completion_row(completion: Completion) -> tuple[Any, ...]:
     return (
         *(completion.weight_version, completion.finish_reason, len(completion.token_ids)),
         completion.text.encode("utf-8", "surrogatepass"),  # half an emoji is a str, but no UTF-8
-        _pack("i", completion.token_ids),
-        _pack("d", completion.logprobs),
+        _little_endian(completion.token_ids),
+        _little_endian(completion.logprobs),
     )
 
 
@@ -37,24 +38,30 @@ def read_completion(
     token_ids: bytes, logprobs: bytes, text: str, finish_reason: FinishReason, weight_version: int
 ) -> Completion:
     """What `completion_row` stored."""
-    return Completion(_unpack("i", token_ids), _unpack("d", logprobs), text, finish_reason, weight_version)
+    return Completion(_array("i", token_ids), _array("d", logprobs), text, finish_reason, weight_version)
 
 
 def reward_row(reward: Reward) -> tuple[Any, ...]:
     """The columns of `completions` from `total` to `unscored`."""
     if isinstance(reward, Scored):
-        return reward.total, _pack("d", [reward.total]), json.dumps(dict(reward.components)), None
+        return reward.total, struct.pack("<d", reward.total), json.dumps(dict(reward.components)), None
     return None, None, None, reward.reason.encode("utf-8", "backslashreplace").decode()
 
 
 def read_reward(total_bits: bytes, components: str) -> Scored:
     """What `reward_row` stored for a Scored."""
-    return Scored(_unpack("d", total_bits)[0], json.loads(components))
+    return Scored(struct.unpack("<d", total_bits)[0], json.loads(components))
 
 
-def _pack(kind: str, values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}{kind}", *values)
+def _little_endian(values: "array[Any]") -> bytes:
+    if sys.byteorder == "big":
+        values = values[:]
+        values.byteswap()
+    return values.tobytes()
 
 
-def _unpack(kind: str, data: bytes) -> tuple[Any, ...]:
-    return struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data)
+def _array(kind: Literal["i", "d"], data: bytes) -> "array[Any]":
+    values: array[Any] = array(kind, data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values

@@ -3,6 +3,7 @@
 import sys
 import types
 from argparse import Namespace
+from array import array
 
 import pytest
 
@@ -40,8 +41,9 @@ def batch_of(sizes, lengths=(3, 5, 2, 4)):
         samples = []
         for _ in range(size):
             length = lengths[number % len(lengths)]
-            tokens = tuple(1000 * (number + 1) + i for i in range(length))
-            samples.append(TrainSample(tokens, tuple(-0.1 * (number + 1 + i) for i in range(length)), number - 2.5, 0))
+            tokens = array("i", range(1000 * (number + 1), 1000 * (number + 1) + length))
+            logprobs = array("d", [-0.1 * (number + 1 + i) for i in range(length)])
+            samples.append(TrainSample(tokens, logprobs, number - 2.5, 0))
             number += 1
         prompt = tuple(range(10 + claim, 14 + 2 * claim))
         groups.append(TrainGroup(GroupKey(claim, 0, f"p{claim}"), prompt, tuple(samples)))
@@ -69,10 +71,10 @@ def test_every_sample_is_in_one_shard_with_all_that_belongs_to_it(schedule, size
     shards = shards_of(batch, num_ranks)
     assert sorted(position for shard in shards for position in shard["partition"]) == list(range(len(expected)))
     for shard in shards:
-        assert shard["total_lengths"] == [len(prompt + sample.token_ids) for prompt, sample in expected]
+        assert shard["total_lengths"] == [len(prompt) + len(sample.token_ids) for prompt, sample in expected]
         for i, position in enumerate(shard["partition"]):
             prompt, sample = expected[position]
-            assert shard["tokens"][i] == list(prompt + sample.token_ids)
+            assert shard["tokens"][i] == [*prompt, *sample.token_ids]
             assert shard["response_lengths"][i] == len(sample.token_ids)
             assert shard["rollout_log_probs"][i] == list(sample.rollout_logprobs)
             assert shard["loss_masks"][i] == [1] * len(sample.token_ids)
@@ -123,7 +125,7 @@ def test_fewer_samples_than_ranks_are_filled_up_with_nothing_to_learn(schedule):
 
 def test_a_completion_without_tokens_is_left_out(schedule):
     batch = batch_of((2, 2))
-    empty = TrainGroup(GroupKey(2, 0, "p2"), (1, 2), (TrainSample((), (), 1.0, 0),))
+    empty = TrainGroup(GroupKey(2, 0, "p2"), (1, 2), (TrainSample(array("i"), array("d"), 1.0, 0),))
     shards = shards_of(TrainBatch(0, 1.0, (*batch.groups, empty)), 2)
     assert shards[0]["global_batch_sizes"] == [4] and len(shards[0]["total_lengths"]) == 4
 

@@ -64,7 +64,7 @@ def test_greedy_is_the_argmax_of_a_plain_forward(engine, model_path):
     assert group.completions[0] == group.completions[1]
     token_ids = torch.tensor([[*group.prompt.token_ids, *group.completions[0].token_ids]])
     predicted = model(input_ids=token_ids).logits[0, len(group.prompt.token_ids) - 1 : -1].argmax(-1)
-    assert tuple(predicted.tolist()) == group.completions[0].token_ids
+    assert predicted.tolist() == group.completions[0].token_ids.tolist()
 
 
 def test_a_short_tile_is_padded_so_its_bits_do_not_change(engine):

@@ -1,4 +1,5 @@
 import shutil
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -40,7 +41,9 @@ def on_policy(trainer, batch):
     for group in batch.groups:
         [pack] = pack_groups([group], 10_000, True)
         logprobs = iter(pack_logprobs(trainer._model, pack, 1.0).tolist())
-        samples = tuple(replace(s, rollout_logprobs=tuple(next(logprobs) for _ in s.token_ids)) for s in group.samples)
+        samples = tuple(
+            replace(s, rollout_logprobs=array("d", [next(logprobs) for _ in s.token_ids])) for s in group.samples
+        )
         groups.append(replace(group, samples=samples))
     return replace(batch, groups=tuple(groups))
 
@@ -68,7 +71,8 @@ def test_tokens_beyond_the_bound_on_ratios_are_counted(make_trainer):
     batch = make_train_batch()
 
     def unlikely(sample):
-        return replace(sample, rollout_logprobs=(-9.0, *sample.rollout_logprobs[1:]))  # the model's are about -6
+        logprobs = [-9.0, *sample.rollout_logprobs[1:]]  # the model's are about -6
+        return replace(sample, rollout_logprobs=array("d", logprobs))
 
     groups = tuple(replace(group, samples=tuple(map(unlikely, group.samples))) for group in batch.groups)
     trainers = make_trainer(), make_trainer(AlgorithmConfig(max_importance_ratio=2.0))

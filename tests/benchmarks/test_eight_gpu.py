@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from array import array
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +174,7 @@ PHASES = {"rollout": [(10.0, 12.0), (10.5, 12.5)], "reward": [(12.5, 12.6)], "tr
 
 
 def report(step=1, checksum=5):
-    completion = Completion((5, 6, 7), (-1.0,) * 3, "a", "stop", 0)
+    completion = Completion(array("i", [5, 6, 7]), array("d", [-1.0] * 3), "a", "stop", 0)
     group = SimpleNamespace(completions=(completion, completion))
     return SimpleNamespace(
         state=SimpleNamespace(step=step, weight_version=step), sync=SimpleNamespace(seconds=1.0, checksum=checksum,

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+from array import array
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,7 +68,10 @@ class Engines:
         weights = self.published[request.weight_version]
         texts = [digest(weights, request.key, i) for i in range(request.group_size)]
         completions = tuple(
-            Completion((int(t[:4], 16),), (-int(t[4:8], 16) / 7,), t, "stop", request.weight_version) for t in texts
+            Completion(
+                array("i", [int(t[:4], 16)]), array("d", [-int(t[4:8], 16) / 7]), t, "stop", request.weight_version
+            )
+            for t in texts
         )
         return Group(request.key, request.prompt, completions)
 

@@ -1,12 +1,14 @@
 import math
+from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhaiku.advantages import group_advantages, is_zero_variance
-from rlhaiku.batching import make_batch, penalize_repeats
+from rlhaiku.batching import make_batch, penalize_repeats, read_ahead
 from rlhaiku.config import AlgorithmConfig
+from rlhaiku.haiku.repeats import word_pairs
 from rlhaiku.types import Completion, Group, GroupKey, Scored, ScoredGroup, Unscored
 from tests.tiny import make_scored
 
@@ -73,7 +75,7 @@ def test_small_groups_are_dropped_and_named():
 def make_said(claim, *said):
     """A scored group of texts that earned 1 each; None could not be scored."""
     group = make_scored(claim, [1.0] * len(said)).group
-    texts = tuple(Completion((1,), (-1.0,), text or "the old frog", "stop", 0) for text in said)
+    texts = tuple(Completion(array("i", [1]), array("d", [-1.0]), text or "the old frog", "stop", 0) for text in said)
     rewards = tuple(Unscored("down") if text is None else Scored(1.0, {"structure": 1.0}) for text in said)
     return ScoredGroup(Group(group.key, group.prompt, texts), rewards)
 
@@ -91,6 +93,16 @@ def test_repeats_cost_what_they_share_with_other_prompts():
 def test_without_a_penalty_rewards_stay_as_they_are():
     groups = [make_said(0, "the old frog"), make_said(1, "the old frog")]
     assert penalize_repeats(groups, 0.0) == tuple(groups)
+
+
+@pytest.mark.parametrize(("penalty", "misses"), [(0.5, 0), (0.0, 2)])
+def test_what_was_read_ahead_is_not_read_again(penalty, misses):
+    groups = [make_said(0, "the old frog"), make_said(1, "snow falls")]
+    word_pairs.cache_clear()
+    read_ahead([scored.group for scored in groups], penalty)
+    before = word_pairs.cache_info().misses
+    penalize_repeats(groups, 0.5)
+    assert word_pairs.cache_info().misses - before == misses
 
 
 def test_two_groups_of_one_prompt_do_not_repeat_each_other():

@@ -209,6 +209,16 @@ def test_repeats_cost_before_advantages_and_are_not_in_the_ledger(tmp_path):
     assert not any("repeated" in reward.components for reward in recorded)
 
 
+def test_repeats_are_read_while_poems_are_scored(tmp_path, monkeypatch):
+    world, order = World(tmp_path, reward_tree={"repeat_penalty": 0.5}), []
+    rewards = world.coordinator.roles.rewards
+    submit = rewards.submit
+    monkeypatch.setattr(rewards, "submit", lambda groups: [order.append("scored"), submit(groups)])
+    monkeypatch.setattr("rlhaiku.coordinator.read_ahead", lambda groups, penalty: order.append((len(groups), penalty)))
+    world.coordinator.step()
+    assert order == ["scored", (1, 0.5)] * 4
+
+
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_where_nobody_is_ever_waited_for_the_same_is_told_in_the_same_order(tmp_path, max_staleness):
     worlds = [World(tmp_path / str(at_once), max_staleness=max_staleness) for at_once in (False, True)]

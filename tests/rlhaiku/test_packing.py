@@ -1,5 +1,7 @@
 """Shared-prompt packing changes the number of forwarded tokens and nothing else."""
 
+from array import array
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +90,10 @@ def groups_of(shapes):
             GroupKey(claim, 0, "p"),
             tuple(range(prompt_length)),
             tuple(
-                TrainSample(tuple(100 * claim + 10 * s + t for t in range(length)), (-1.0,) * length, float(s), 0)
+                TrainSample(
+                    array("i", [100 * claim + 10 * s + t for t in range(length)]), array("d", [-1.0] * length),
+                    float(s), 0,
+                )
                 for s, length in enumerate(sample_lengths)
             ),
         )

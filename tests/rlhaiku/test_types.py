@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from dataclasses import fields, is_dataclass
+from array import array
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
@@ -24,6 +25,13 @@ VALUES = [
 
 def test_every_type_is_among_them():
     assert {type(each) for each in VALUES} == {each for each in vars(types).values() if is_dataclass(each)}
+
+
+def test_groups_of_nothing_and_arrays_of_nothing_arrive():
+    empty, silent = make_scored(3, []).group, make_scored(3, [1.0]).group
+    silent = replace(silent, completions=(replace(silent.completions[0], token_ids=array("i"), logprobs=array("d")),))
+    for group in (empty, silent):
+        assert pickle.loads(pickle.dumps(group, 5)) == group
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)

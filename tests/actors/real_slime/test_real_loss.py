@@ -1,6 +1,7 @@
 """The loss of slime's Megatron trainer on our shards, with Megatron's process groups over gloo, beside our own loss."""
 
 from argparse import Namespace
+from array import array
 
 import pytest
 import torch
@@ -40,8 +41,8 @@ def small_batch(sizes):
     for group in batch.groups:
         samples = tuple(
             type(sample)(
-                tuple(token % VOCAB for token in sample.token_ids),
-                tuple(-3.5 + 0.1 * i for i in range(len(sample.token_ids))), sample.advantage, 0,
+                array("i", [token % VOCAB for token in sample.token_ids]),
+                array("d", [-3.5 + 0.1 * i for i in range(len(sample.token_ids))]), sample.advantage, 0,
             )
             for sample in group.samples
         )
@@ -114,7 +115,7 @@ def slime_loss(loss, args, shards, temperature):
 def our_loss(batch, aggregation, temperature, kl):
     parts, trainer, reference = [], [], []
     for position, (prompt, sample) in enumerate(samples_of(batch)):
-        tokens, length = prompt + sample.token_ids, len(sample.token_ids)
+        tokens, length = [*prompt, *sample.token_ids], len(sample.token_ids)
         parts.append(logits_of(position, len(tokens)).requires_grad_())
         trainer.append(logprobs_of(parts[-1], tokens, length, temperature))
         reference.append(logprobs_of(logits_of(1000 + position, len(tokens)), tokens, length, temperature))

@@ -5,7 +5,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+from array import array
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -23,8 +25,8 @@ TEXTS = st.text(max_size=60) | st.sampled_from(["\ud83d", "a\x00b", "</script>",
 FLOATS = st.floats(allow_nan=False)
 COMPLETIONS = st.builds(
     Completion,
-    token_ids=st.lists(st.integers(0, 200_000), max_size=6).map(tuple),
-    logprobs=st.lists(FLOATS, max_size=6).map(tuple),
+    token_ids=st.lists(st.integers(0, 200_000), max_size=6).map(partial(array, "i")),
+    logprobs=st.lists(FLOATS, max_size=6).map(partial(array, "d")),
     text=TEXTS,
     finish_reason=st.sampled_from(["stop", "length", "abort"]),
     weight_version=st.just(0),
@@ -59,7 +61,9 @@ def requests_of(step, version=None):
 def answered(request, version=None):
     version = request.weight_version if version is None else version
     completions = tuple(
-        Completion((5 + i, 7), (-0.1 * i, -2.0), f"poem {request.key.claim}.{i}", "stop", version)
+        Completion(
+            array("i", [5 + i, 7]), array("d", [-0.1 * i, -2.0]), f"poem {request.key.claim}.{i}", "stop", version
+        )
         for i in range(request.group_size)
     )
     return Group(request.key, request.prompt, completions)
