@@ -3,21 +3,20 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from rlhaiku.haiku.spelling import words
 from rlhaiku.haiku.structure import split_lines, strip_template
 
-WordPair = tuple[str, str]
 _CACHED_TEXTS = 1 << 13
 """Some steps' poems, which are looked at several times."""
 
 
 @lru_cache(maxsize=_CACHED_TEXTS)
-def word_pairs(text: str) -> tuple[WordPair, ...]:
-    """Pairs of neighbouring words of each line of a poem, in order; parts of a hyphenated word are words."""
+def word_pairs(text: str) -> tuple[str, ...]:
+    """Pairs of neighbouring words of each line of a poem, `old frog`, in order; parts of a hyphenated word are words."""
     lines = [" ".join(words(line)).replace("-", " ").split() for line in split_lines(strip_template(text))]
-    return tuple([pair for line in lines for pair in pairwise(line)])
+    return tuple([f"{word} {following}" for line in lines for word, following in pairwise(line)])
 
 
 def distinct_pairs(texts: Iterable[str]) -> float:
@@ -34,11 +33,11 @@ def repeated_shares(texts: Mapping[str, Sequence[str]]) -> dict[str, list[float]
     """
     # Counting a pair only from a quarter of the prompts on was tried: poems stayed less apart (benchmarks/RESULTS.md).
     said = {prompt: [set(word_pairs(text)) for text in some] for prompt, some in texts.items()}
-    prompts_with = Counter(pair for sets in said.values() for pair in set().union(*sets))
+    prompts_with = Counter(chain.from_iterable(set().union(*sets) for sets in said.values()))
     others = len(said) - 1
     return {
         prompt: [
-            sum(prompts_with[pair] - 1 for pair in pairs) / (len(pairs) * others) if pairs and others else 0.0
+            (sum(map(prompts_with.__getitem__, pairs)) - len(pairs)) / (len(pairs) * others) if pairs and others else 0.0
             for pairs in sets
         ]
         for prompt, sets in said.items()

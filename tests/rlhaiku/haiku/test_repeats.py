@@ -11,7 +11,7 @@ STEPS = st.dictionaries(st.sampled_from("abcdef"), TEXTS, min_size=1)
 
 def test_pairs_stay_within_lines_and_leave_templates_out():
     said = "<think>\nan old frog\n</think>\nAn old Frog,\nthe pond<|im_end|>"
-    assert word_pairs(said) == (("an", "old"), ("old", "frog"), ("the", "pond"))
+    assert word_pairs(said) == ("an old", "old frog", "the pond")
     assert word_pairs("frog") == word_pairs("") == ()
 
 
