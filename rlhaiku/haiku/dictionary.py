@@ -10,7 +10,7 @@ distinct tuple of readings, and holds technical acronyms and poets' contractions
 import gzip
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module, resources
 from itertools import repeat
@@ -33,6 +33,7 @@ _LONGEST_ACRONYM = 6
 _WORDS_OF_ONE_LETTER = frozenset("aio")
 _CAMEL = re.compile(r"[A-Z]{2,}(?=s$)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _SUFFIX = re.compile(r"(.+)'(s|d|ll|re|ve|m)", re.IGNORECASE)
+_GLUED = re.compile(r"(\w{3,}'s)(\w.*)", re.IGNORECASE)
 _SIBILANT = re.compile(r"(?:[sxz]|[cs]h|[cgsz]e)$")
 _SUFFIX_SOUNDS = {
     "s": _SIBILANT,  # the rose's, not the moon's
@@ -61,6 +62,8 @@ class Word:
     """The lemmas it is made of: `cat` of `Cats'`, twice of `cat-cat` and `catCat`."""
     latin: bool = True
     """Whether all of it is in Latin script; otherwise it has no reading but 0."""
+    glued: bool = False
+    """Whether it goes on after a possessive without a blank: `autumn'ssoft`."""
 
 
 class Dictionary:
@@ -105,7 +108,9 @@ class Dictionary:
             stem, ending = self.word(suffixed[1]), suffixed[2].casefold()
             extra = int(bool(_SUFFIX_SOUNDS[ending].search(stem.text)))
             readings = tuple(count + extra for count in stem.readings)
-            return Word(text, readings, stem.listed, stem.spelled, stem.pieces)
+            return replace(stem, text=text, readings=readings)
+        if (glued := _GLUED.fullmatch(bare)) and self.word(glued[1]).listed:
+            return replace(self._compound(list(glued.groups()), text), glued=True)
         joined = bare.replace("'", "")
         folded = joined.casefold()
         if readings_of_joined := self.table.get(folded):  # hawai'i

@@ -2,7 +2,7 @@
 
     script       letters of the Latin script, and not mostly signs
     real_words   most syllables are those of words in the dictionary
-    spelling     few words said letter by letter
+    spelling     few words said letter by letter, a blank after each word
     repetition   no word again and again, and more than two things named
     content      not mostly articles, prepositions and cries, nor a list of words with hardly any
     variety      no line twice
@@ -31,6 +31,8 @@ PARTS = ("script", "real_words", "spelling", "repetition", "content", "variety",
 
 _OWN_WORD = 4
 """Syllables that a poet's only word of their own making may have."""
+_PER_GLUED = 0.75
+"""What is left for each pair of words without a blank between them."""
 _ANAPHORA = 4
 """Words with which two lines may begin alike, `snow upon the roof`, `snow upon the sea` ..."""
 _NAMED_IN_ANAPHORA = 2
@@ -66,7 +68,7 @@ def score_legitimacy(poem: Sequence[Line], sources: tuple[str, ...] = ()) -> Leg
     parts = {
         "script": _script(poem, words),
         "real_words": _real_words(unlisted, len(words), syllables),
-        "spelling": _foreign(sum([word.readings[0] for word in words if word.spelled]), syllables),
+        "spelling": _spelling(words, syllables),
         "repetition": _repetition(pieces, lines),
         "content": _content(pieces),
         "variety": _variety(lines),
@@ -91,6 +93,12 @@ def _real_words(unlisted: Sequence[int], words: int, syllables: int) -> float:
     if len(unlisted) == 1 < words and unlisted[0] <= _OWN_WORD:
         return 1.0
     return _foreign(sum(unlisted), syllables) if words else 0.0
+
+
+def _spelling(words: Sequence[Word], syllables: int) -> float:
+    """By the syllables of words said letter by letter, and by words such as `autumn'ssoft`, new in every poem."""
+    spelled = sum([word.readings[0] for word in words if word.spelled])
+    return _foreign(spelled, syllables) * _PER_GLUED ** sum([word.glued for word in words])
 
 
 def _foreign(syllables: int, total: int) -> float:

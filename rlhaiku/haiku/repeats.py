@@ -14,7 +14,7 @@ _CACHED_TEXTS = 1 << 13
 
 @lru_cache(maxsize=_CACHED_TEXTS)
 def word_pairs(text: str) -> tuple[str, ...]:
-    """Pairs of neighbouring words of each line of a poem, `old frog`, in order; parts of a hyphenated word are words."""
+    """Neighbouring words of each line of a poem, `old frog`, in order; parts of a hyphenated word are words."""
     lines = [" ".join(words(line)).replace("-", " ").split() for line in split_lines(strip_template(text))]
     return tuple([f"{word} {following}" for line in lines for word, following in pairwise(line)])
 
@@ -35,10 +35,9 @@ def repeated_shares(texts: Mapping[str, Sequence[str]]) -> dict[str, list[float]
     said = {prompt: [set(word_pairs(text)) for text in some] for prompt, some in texts.items()}
     prompts_with = Counter(chain.from_iterable(set().union(*sets) for sets in said.values()))
     others = len(said) - 1
-    return {
-        prompt: [
-            (sum(map(prompts_with.__getitem__, pairs)) - len(pairs)) / (len(pairs) * others) if pairs and others else 0.0
-            for pairs in sets
-        ]
-        for prompt, sets in said.items()
-    }
+
+    def share(pairs: set[str]) -> float:
+        by_others = sum(map(prompts_with.__getitem__, pairs)) - len(pairs)
+        return by_others / (len(pairs) * others) if pairs and others else 0.0
+
+    return {prompt: list(map(share, sets)) for prompt, sets in said.items()}

@@ -187,3 +187,14 @@ def test_a_missing_corpus_is_bad_input(tmp_path, monkeypatch):
 
 def test_a_dictionary_of_ones_own():
     assert Dictionary({"pond": (1, 2)}, "mine").readings("pond") == (1, 2)
+
+
+@pytest.mark.parametrize(("word", "glued", "pieces"), [
+    ("autumn'ssoft", True, ("autumn", "soft")), ("winter'sgrey", True, ("winter", "grey")),
+    ("WINTER'SGREY'S", True, ("winter", "grey")), ("winter'sgreen'sStrong", True, ("winter", "green", "strong")),
+    ("winter's", False, ("winter",)), ("cats'", False, ("cat",)), ("nor'easter", False, ("nor'easter",)),
+    ("xyzqe'sart", False, ("xyzqe'sart",)), ("who'd", False, ("who",)), ("o'shea", False, ("o'shea",)),
+])
+def test_words_without_a_blank_after_a_possessive_are_glued(word, glued, pieces):
+    [found] = load_dictionary().words(word)
+    assert (found.glued, found.pieces) == (glued, pieces)
