@@ -33,7 +33,7 @@ LR = 1e-5
 GPU_TOKENS = 16_384
 """A step's in one micro-batch, as TRL takes them."""
 ALONE = "reward.repeat_penalty=0"
-"""Each poem is judged by itself: TRL's reward function sees no whole step."""
+"""Which `one-gpu` has, and TRL's reward functions cannot."""
 WARM_UP = 1
 """Steps of a process that are not counted: its first has everything else in it."""
 PHASES = ("rollout", "train", "sync")
@@ -59,6 +59,8 @@ def settings(model: Path, options: argparse.Namespace, engine: str | None) -> Ru
 
 def peer_settings(config: RunConfig) -> dict[str, Any]:
     """A run of ours as TRL's side takes it, in JSON."""
+    if config.reward.repeat_penalty:
+        sys.exit("reward.repeat_penalty must be 0 in a comparison: TRL's reward function sees no whole step")
     prompts, _ = load_prompts(config)
     return {
         "gpu": config.cluster.gpus_per_node > 0,
@@ -89,7 +91,7 @@ def run_peer(python: str, peer: dict[str, Any], scratch: Path) -> dict[str, Any]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     own = {
         "PYTHONPATH": path, "OMP_NUM_THREADS": str(peer["threads"]),
-        "MASTER_PORT": str(free_port()),  # TRL takes 29500, which one on the machine's other card may have just taken
+        "MASTER_PORT": str(free_port()),  # TRL would take 29500, as the one beside it on another card does
     }  # fmt: skip
     environment = PEER_ENVIRONMENT | os.environ | own
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)

@@ -3,11 +3,11 @@
     python -m benchmarks.time_to_reward --peer-python PATH [--target 0.9] [--steps 25] [--seeds 0 1 2] [--every 5]
                                         [--set KEY=VALUE ...] [--gpu vllm|torch] [--keep DIR] [--smoke] [--force]
 
-Both train with the settings of the preset, at a constant learning rate, and both models answer the same held-out
-prompts after every few steps, ours in the run and TRL's afterwards by the same code. A clock is read at the first of
-these evaluations that reaches the target. Starting up, evaluations and checkpoints are on nobody's clock: the first
-step, which TRL compiles and allocates in, counts as long as the median of the others. The other side begins with each
-seed.
+Both train with the settings of the preset, without a penalty for repeats, at a constant learning rate, and both models
+answer the same held-out prompts after every few steps, ours in the run and TRL's afterwards by the same code. A clock
+is read at the first of these evaluations that reaches the target. Starting up, evaluations and checkpoints are on
+nobody's clock: the first step, which TRL compiles and allocates in, counts as long as the median of the others. The
+other side begins with each seed.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def configure(options: argparse.Namespace, seed: int) -> RunConfig:
     engine = [f"rollout.engine={options.gpu}"] if options.gpu else []
     return with_overrides(load_config("one-gpu" if options.gpu else "laptop"), [
         *engine, f"seed={seed}", f"num_steps={options.steps}", f"evaluation.interval={options.every}",
-        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={options.steps}",
-        *options.set, ALONE,
+        "trainer.lr_schedule=constant", "trainer.lr_warmup_steps=0", f"output.save_interval={options.steps}", ALONE,
+        *options.set,
     ])
 
 

@@ -20,9 +20,12 @@ class BatchResult:
 
 
 def read_ahead(groups: Sequence[Group], penalty: float) -> None:
-    """Does most of the work of `penalize_repeats` while others score the groups: word pairs are kept by text."""
-    for completion in (each for group in groups if penalty for each in group.completions):
-        word_pairs(completion.text)
+    """Does most of the work of `penalize_repeats` where others score the groups meanwhile: word pairs are kept by text.
+    """
+    if penalty:
+        for group in groups:
+            for completion in group.completions:
+                word_pairs(completion.text)
 
 
 def penalize_repeats(groups: Sequence[ScoredGroup], penalty: float) -> tuple[ScoredGroup, ...]:

@@ -79,15 +79,12 @@ def _run(name: str, limit_s: float, *settings: str) -> Stage:
     return Stage(made, limit_s, f"-m benchmarks.{name} {file} --preset laptop --smoke")
 
 
-def _curve(name: str, *settings: str) -> Stage:
+def _curve() -> Stage:
     """A run of SmolLM2, which the next call goes on with."""
-    run = f"-m benchmarks.gpu.learning_curve --directory {{scratch}}/{name} --tar {{output}}/{name}.tar.gz"
+    run = "-m benchmarks.gpu.learning_curve --directory {scratch}/curve --tar {output}/curve.tar.gz"
     short = "--preset laptop --model bundled --seconds 20 --steps 400"
-    fewer = "evaluation.num_prompts=4 evaluation.interval=400"
-    return Stage(
-        f"{run} --model {{scratch}}/smollm2 --seconds {{seconds}} {_overrides(*settings)}".strip(), 560,
-        f"{run} {short} {_overrides(fewer, *settings)}",
-    )
+    fewer = _overrides("evaluation.num_prompts=4 evaluation.interval=400")
+    return Stage(f"{run} --model {{scratch}}/smollm2 --seconds {{seconds}}", 560, f"{run} {short} {fewer}")
 
 
 LINKS = "-m benchmarks.gpu.links --output {output}/links.json"
@@ -118,7 +115,7 @@ STAGES = {
         "time_to_reward", 560,
         f"{PEER} --gpu torch --seeds {seed} --steps 80 --every 10 --target 0.9 --set {SMOLLM} trainer.lr=5e-5", None,
     ) for seed in range(3)},
-    "curve": _curve("curve"),
+    "curve": _curve(),
     **{f"slime_{part}": _slime(part) for part in slime_first_contact.PARTS},
 }
 

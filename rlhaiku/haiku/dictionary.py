@@ -1,6 +1,6 @@
 """Which words there are and how they can be said: a dictionary, with rules for the words it lacks.
 
-    token -> exceptions -> dictionary -> number, acronym, compound, possessive -> spelling
+    token -> exceptions -> dictionary -> number, acronym, compound, possessive, words without a blank -> spelling
 
 `data/cmudict.txt.gz` is made by `launch/build_cmudict.py`; `data/exceptions.txt` has the same form, one line per
 distinct tuple of readings, and holds technical acronyms and poets' contractions. A word in it whose case matters
@@ -33,7 +33,7 @@ _LONGEST_ACRONYM = 6
 _WORDS_OF_ONE_LETTER = frozenset("aio")
 _CAMEL = re.compile(r"[A-Z]{2,}(?=s$)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _SUFFIX = re.compile(r"(.+)'(s|d|ll|re|ve|m)", re.IGNORECASE)
-_GLUED = re.compile(r"(\w{3,}'s)(\w.*)", re.IGNORECASE)
+_BLANK_LEFT_OUT = re.compile(r"(?<=\w{3}'s)(?=\w)(?!t$)", re.IGNORECASE)  # autumn's|soft, not wander'st
 _SIBILANT = re.compile(r"(?:[sxz]|[cs]h|[cgsz]e)$")
 _SUFFIX_SOUNDS = {
     "s": _SIBILANT,  # the rose's, not the moon's
@@ -62,8 +62,8 @@ class Word:
     """The lemmas it is made of: `cat` of `Cats'`, twice of `cat-cat` and `catCat`."""
     latin: bool = True
     """Whether all of it is in Latin script; otherwise it has no reading but 0."""
-    glued: bool = False
-    """Whether it goes on after a possessive without a blank: `autumn'ssoft`."""
+    glued: int = 0
+    """How often it goes on after a possessive without a blank: once in `autumn'ssoft`."""
 
 
 class Dictionary:
@@ -109,12 +109,13 @@ class Dictionary:
             extra = int(bool(_SUFFIX_SOUNDS[ending].search(stem.text)))
             readings = tuple(count + extra for count in stem.readings)
             return replace(stem, text=text, readings=readings)
-        if (glued := _GLUED.fullmatch(bare)) and self.word(glued[1]).listed:
-            return replace(self._compound(list(glued.groups()), text), glued=True)
         joined = bare.replace("'", "")
         folded = joined.casefold()
         if readings_of_joined := self.table.get(folded):  # hawai'i
             return Word(text, readings_of_joined, listed=True, spelled=False, pieces=(lemma(folded),))
+        glued = _BLANK_LEFT_OUT.split(bare)
+        if len(glued) > 1 and all(self.word(part).listed for part in glued[:-1]):
+            return replace(self._compound(glued, text), listed=False, glued=len(glued) - 1)
         parts = _CAMEL.findall(joined) if joined.isascii() else []
         if len(parts) > 1:
             plural = parts[-1] == "s" and parts[-2].isupper()
@@ -138,6 +139,7 @@ class Dictionary:
             listed=all(word.listed for word in words),
             spelled=any(word.spelled for word in words),
             pieces=tuple(piece for word in words for piece in word.pieces),
+            glued=sum(word.glued for word in words),
         )
 
 

@@ -32,7 +32,7 @@ PARTS = ("script", "real_words", "spelling", "repetition", "content", "variety",
 _OWN_WORD = 4
 """Syllables that a poet's only word of their own making may have."""
 _PER_GLUED = 0.75
-"""What is left for each pair of words without a blank between them."""
+"""What is left for each blank that is left out after a possessive."""
 _ANAPHORA = 4
 """Words with which two lines may begin alike, `snow upon the roof`, `snow upon the sea` ..."""
 _NAMED_IN_ANAPHORA = 2

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import struct
-import sys
 from array import array
-from typing import Any, Literal
+from typing import Any
 
 from rlhaiku.types import Completion, FinishReason, GroupRequest, Prompt, Reward, Scored
 
@@ -29,8 +28,8 @@ def completion_row(completion: Completion) -> tuple[Any, ...]:
     return (
         *(completion.weight_version, completion.finish_reason, len(completion.token_ids)),
         completion.text.encode("utf-8", "surrogatepass"),  # half an emoji is a str, but no UTF-8
-        _little_endian(completion.token_ids),
-        _little_endian(completion.logprobs),
+        completion.token_ids.tobytes(),
+        completion.logprobs.tobytes(),
     )
 
 
@@ -38,7 +37,7 @@ def read_completion(
     token_ids: bytes, logprobs: bytes, text: str, finish_reason: FinishReason, weight_version: int
 ) -> Completion:
     """What `completion_row` stored."""
-    return Completion(_array("i", token_ids), _array("d", logprobs), text, finish_reason, weight_version)
+    return Completion(array("i", token_ids), array("d", logprobs), text, finish_reason, weight_version)
 
 
 def reward_row(reward: Reward) -> tuple[Any, ...]:
@@ -51,17 +50,3 @@ def reward_row(reward: Reward) -> tuple[Any, ...]:
 def read_reward(total_bits: bytes, components: str) -> Scored:
     """What `reward_row` stored for a Scored."""
     return Scored(struct.unpack("<d", total_bits)[0], json.loads(components))
-
-
-def _little_endian(values: "array[Any]") -> bytes:
-    if sys.byteorder == "big":
-        values = values[:]
-        values.byteswap()
-    return values.tobytes()
-
-
-def _array(kind: Literal["i", "d"], data: bytes) -> "array[Any]":
-    values: array[Any] = array(kind, data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values

@@ -34,6 +34,13 @@ def test_groups_of_nothing_and_arrays_of_nothing_arrive():
         assert pickle.loads(pickle.dumps(group, 5)) == group
 
 
+@pytest.mark.parametrize("group", [SCORED.group, BATCH.groups[0]], ids=lambda group: type(group).__name__)
+def test_groups_travel_as_rows_of_plain_values(group):
+    rows = group.__reduce__()[1][-1]
+    assert len(rows) > 1
+    assert {type(value) for row in rows for value in row} <= {bytes, str, int, float}
+
+
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_arrives_as_it_was_sent(value):
     for arrived in (pickle.loads(pickle.dumps(value, 5)), copy.deepcopy(value)):
