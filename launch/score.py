@@ -16,10 +16,10 @@ from rich.text import Text
 from launch.console import make_console, visible
 from rlhaiku.errors import BadInput
 from rlhaiku.haiku.dataset import user_prompt
-from rlhaiku.haiku.dictionary import Dictionary, load_dictionary
+from rlhaiku.haiku.dictionary import Dictionary, add_readings, load_dictionary
 from rlhaiku.haiku.reward import HaikuReward, Mode
 from rlhaiku.haiku.seed_mode import count_segment, seed_lines
-from rlhaiku.haiku.structure import TARGETS, score_structure
+from rlhaiku.haiku.structure import TARGETS, Line, score_structure
 from rlhaiku.haiku.syllables import spoken_as
 from rlhaiku.types import Prompt, Scored
 
@@ -153,7 +153,7 @@ def _lines(text: str) -> tuple[ShownLine, ...]:
         ShownLine(
             line.text,
             line.target,
-            _counts(line.text, line.syllables, dictionary),
+            _counts(line, dictionary),
             line.syllables,
             line.fewest,
             line.most,
@@ -163,12 +163,14 @@ def _lines(text: str) -> tuple[ShownLine, ...]:
     )
 
 
-def _counts(text: str, total: int, dictionary: Dictionary) -> tuple[tuple[str, str], ...]:
-    """What stands above each stretch of `text` when the line is spoken with `total` syllables."""
-    chunks = text.split()
-    parts = [dictionary.readings(chunk) for chunk in chunks]
-    guessed = [not all(word.listed for word in dictionary.words(chunk)) for chunk in chunks]
-    spoken = spoken_as(parts, total)
+def _counts(line: Line, dictionary: Dictionary) -> tuple[tuple[str, str], ...]:
+    """What stands above each stretch of the line when it is spoken with its syllables."""
+    chunks = line.text.split()
+    said = {word.text: word.readings for word in line.words}
+    words = [dictionary.words(chunk) for chunk in chunks]
+    guessed = [not all(word.listed for word in some) for some in words]
+    parts = [add_readings(said.get(word.text, word.readings) for word in some) for some in words]
+    spoken = spoken_as(parts, line.syllables)
     return tuple(
         (chunk, f"{'~' * guess}{count}" if count else "")
         for chunk, count, guess in zip(chunks, spoken, guessed, strict=True)

@@ -3,8 +3,9 @@
     text -> strip_template -> blocks of lines -> which three lines are the poem -> points
 
 A quarter for exactly three lines, and for each of the first three lines of the poem a quarter if some way to say it
-has the target's syllables, an eighth if some way is one off. Of more than three lines the poem's points count by its
-share of the lines: who says more than a poem has more tries at one, and must not earn more for it.
+has the target's syllables, an eighth if some way is one off. A word is said alike wherever it stands. Of more than
+three lines the poem's points count by its share of the lines: who says more than a poem has more tries at one, and
+must not earn more for it.
 
 What is not the poem never shifts the targets:
 
@@ -20,9 +21,10 @@ So nothing that says more than its three lines earns above 9/16. A line that ann
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 
 from rlhaiku.haiku.dictionary import Dictionary, Word, load_dictionary
 from rlhaiku.haiku.syllables import reachable
@@ -39,6 +41,8 @@ MAX_CHARS = MAX_LINES * MAX_LINE_CHARS
 WRONG_SCRIPT = "not in Latin script"
 TOO_LONG = f"longer than {MAX_LINE_CHARS} characters"
 
+_MOST_AGAIN = 3
+"""Words that are held to one reading; a poem has no more, and a text made to take long must not."""
 _LINE_COUNT_POINTS = 0.25
 _POINTS_BY_DISTANCE = {0: 0.25, 1: 0.125}
 
@@ -67,6 +71,7 @@ class Line:
     target: int | None
     """Syllables it should have; None if it is not one of the poem's three lines."""
     words: tuple[Word, ...]
+    """In order; a word that stands in the poem more than once has one reading."""
     syllables: int
     """What it can be spoken with that is nearest to the target; as usually spoken if there is no target."""
     fewest: int
@@ -119,6 +124,11 @@ class _Spoken:
     """Bit n is set when the line can have n syllables."""
     error: str
 
+    def said(self, way: Mapping[Word, Word]) -> "_Spoken":
+        """The line with some of its words said in one way only."""
+        words = tuple([way.get(word, word) for word in self.words])
+        return _Spoken(self.text, words, reachable(words), self.error)
+
 
 def strip_template(text: str) -> str:
     """`text` without thoughts, chat template tokens, tags and code fences: what is left is what the poet says.
@@ -155,6 +165,8 @@ def score_structure(text: str, dictionary: Dictionary | None = None) -> Structur
     flat = blocks[0] if len(blocks) == 1 else [line for block in blocks for line in block]
     spoken = [_speak(line, dictionary) for line in flat[:MAX_LINES]]
     start = _start(blocks, spoken) if len(spoken) > len(TARGETS) else 0
+    poem = slice(start, start + len(TARGETS))
+    spoken[poem] = _said_alike(spoken[poem])
     lines = tuple([_line(line, _target(index - start)) for index, line in enumerate(spoken)])
     points = sum([line.points for line in lines])
     if len(lines) > len(TARGETS):
@@ -218,8 +230,21 @@ def _start(blocks: Sequence[Sequence[str]], spoken: Sequence[_Spoken]) -> int:
     return max(starts, key=lambda start: _points(spoken[start : start + size]))  # the first of the best
 
 
-def _points(three: Sequence[_Spoken]) -> float:
-    return sum([_line(line, target).points for line, target in zip(three, TARGETS, strict=True)])
+def _said_alike(lines: Sequence[_Spoken]) -> Sequence[_Spoken]:
+    """The lines with one reading for each word that stands in them twice or more: those readings that earn most."""
+    counts = Counter([word for line in lines for word in line.words if len(word.readings) > 1])
+    again = [word for word, count in counts.items() if count > 1][:_MOST_AGAIN]
+    if not again:
+        return lines
+    ways = [
+        {word: replace(word, readings=(reading,)) for word, reading in zip(again, readings, strict=True)}
+        for readings in product(*[word.readings for word in again])
+    ]
+    return max(([line.said(way) for line in lines] for way in ways), key=_points)
+
+
+def _points(lines: Sequence[_Spoken]) -> float:
+    return sum([_line(line, target).points for line, target in zip(lines, TARGETS, strict=False)])
 
 
 def _target(place: int) -> int | None:

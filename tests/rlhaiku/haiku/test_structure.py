@@ -1,5 +1,7 @@
 import random
 import time
+from collections import defaultdict
+from itertools import product
 from statistics import fmean
 
 import pytest
@@ -15,6 +17,7 @@ from rlhaiku.haiku.structure import (
     split_lines,
     strip_template,
 )
+from rlhaiku.haiku.syllables import readings
 
 POEM = "an old silent pond\na frog jumps into the pond\nsplash! silence again"
 
@@ -59,7 +62,7 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         (POEM.replace("pond\na", "pond:\na"), 1.0, True),
         ("- " + POEM.replace("\n", "\n- "), 1.0, True),
         (POEM.replace("silent", "silent 猫"), 0.75, False),
-        ("fire in the night\nfire in the cold deep night\nfire in the cold night", 1.0, True),
+        ("fire in the night\nfire in the cold deep night\nfire in the cold night", 0.875, False),  # said in one way
         (POEM.replace("silence", "calm"), 0.875, False),
         (POEM.replace("an old silent", "old"), 0.75, False),
         ("an old silent pond", 0.25, False),
@@ -122,6 +125,8 @@ HOSTILE = {
     "blocks": "a:\n\n" * 10**5,
     "camels": "aB" * 10**5,
     "bold": "**a**" * 10**5,
+    "readings": "fire hour our flower every power\n" * 10**4,
+    "long lines of readings": ("fire hour our flower every power " * 12 + "\n") * 10**4,
 }
 
 
@@ -223,6 +228,26 @@ def test_any_text_scores_in_eighths_of_the_poems_share(text):
     count = max(3, len(structure.lines))
     assert structure.total in {eighths / 8 * 3 / count for eighths in range(9)}
     assert all(line.text == line.text.strip() != "" for line in structure.lines)
+
+
+FEW_WAYS = st.lists(st.sampled_from(["fire", "flower", "every", "the", "moon"]), min_size=2, max_size=7)
+
+
+@given(st.lists(FEW_WAYS, min_size=3, max_size=3))
+def test_a_word_is_said_alike_wherever_it_stands(lines):
+    """By trying every reading of every word."""
+    names = sorted({word for line in lines for word in line})
+    best = 0.0
+    for ways in product(*map(readings, names)):
+        said = dict(zip(names, ways, strict=True))
+        off = [abs(sum(said[word] for word in line) - target) for line, target in zip(lines, TARGETS, strict=True)]
+        best = max(best, 0.25 + sum({0: 0.25, 1: 0.125}.get(each, 0.0) for each in off))
+    structure = score_structure("\n".join(map(" ".join, lines)))
+    assert structure.total == best
+    found = defaultdict(set)
+    for word in (word for line in structure.lines for word in line.words):
+        found[word.text].add(word.readings)
+    assert all(len(ways) == 1 for ways in found.values())
 
 
 TEMPLATE_TOKENS = (
