@@ -166,10 +166,10 @@ def _lines(text: str) -> tuple[ShownLine, ...]:
 def _counts(line: Line, dictionary: Dictionary) -> tuple[tuple[str, str], ...]:
     """What stands above each stretch of the line when it is spoken with its syllables."""
     chunks = line.text.split()
-    said = {word.text: word.readings for word in line.words}
+    said = dict(zip(dictionary.words(line.text), line.words, strict=False))  # a line may be longer than what is read
     words = [dictionary.words(chunk) for chunk in chunks]
     guessed = [not all(word.listed for word in some) for some in words]
-    parts = [add_readings(said.get(word.text, word.readings) for word in some) for some in words]
+    parts = [add_readings(said.get(word, word).readings for word in some) for some in words]
     spoken = spoken_as(parts, line.syllables)
     return tuple(
         (chunk, f"{'~' * guess}{count}" if count else "")

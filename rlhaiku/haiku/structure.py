@@ -11,9 +11,9 @@ What is not the poem never shifts the targets:
 
     thoughts, template tokens, role lines, tags, fences, rules      removed, free
       (`---`), list marks
-    more than three lines                                           the poem is the best of the blocks of three lines
-                                                                    between blank lines, or if there is none the best
-                                                                    three in a row
+    more than three lines                                           the poem is the best (each line by itself) of the
+                                                                    blocks of three lines between blank lines, or if
+                                                                    there is none the best three in a row
     a line with letters of another script, or too long              no points for that line
 
 So nothing that says more than its three lines earns above 9/16. A line that announces (`Here is one:`, `# Pond`,
@@ -24,9 +24,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import accumulate
 
-from rlhaiku.haiku.dictionary import Dictionary, Word, load_dictionary
+from rlhaiku.haiku.dictionary import Dictionary, Readings, Word, load_dictionary
 from rlhaiku.haiku.syllables import reachable
 
 TARGETS = (5, 7, 5)
@@ -41,8 +41,8 @@ MAX_CHARS = MAX_LINES * MAX_LINE_CHARS
 WRONG_SCRIPT = "not in Latin script"
 TOO_LONG = f"longer than {MAX_LINE_CHARS} characters"
 
-_MOST_AGAIN = 3
-"""Words that are held to one reading; a poem has no more, and a text made to take long must not."""
+_MOST_WAYS = 32
+"""To read what is said more than once in a poem; words that would make more keep all their readings."""
 _LINE_COUNT_POINTS = 0.25
 _POINTS_BY_DISTANCE = {0: 0.25, 1: 0.125}
 
@@ -71,7 +71,7 @@ class Line:
     target: int | None
     """Syllables it should have; None if it is not one of the poem's three lines."""
     words: tuple[Word, ...]
-    """In order; a word that stands in the poem more than once has one reading."""
+    """In order; a word that stands in the poem more than once has one reading, as far as `_MOST_WAYS` allows."""
     syllables: int
     """What it can be spoken with that is nearest to the target; as usually spoken if there is no target."""
     fewest: int
@@ -124,10 +124,19 @@ class _Spoken:
     """Bit n is set when the line can have n syllables."""
     error: str
 
-    def said(self, way: Mapping[Word, Word]) -> "_Spoken":
+    def said(self, way: "_Way") -> "_Spoken":
         """The line with some of its words said in one way only."""
-        words = tuple([way.get(word, word) for word in self.words])
+        words = tuple([replace(word, readings=way.get(_heard(word), word.readings)) for word in self.words])
         return _Spoken(self.text, words, reachable(words), self.error)
+
+
+_Heard = tuple[str, Readings]
+_Way = Mapping[_Heard, Readings]
+
+
+def _heard(word: Word) -> _Heard:
+    """What two words that must be said alike have in common: `fire` and `'fire'` are one, `US` and `us` are two."""
+    return word.text.strip("'"), word.readings
 
 
 def strip_template(text: str) -> str:
@@ -232,14 +241,14 @@ def _start(blocks: Sequence[Sequence[str]], spoken: Sequence[_Spoken]) -> int:
 
 def _said_alike(lines: Sequence[_Spoken]) -> Sequence[_Spoken]:
     """The lines with one reading for each word that stands in them twice or more: those readings that earn most."""
-    counts = Counter([word for line in lines for word in line.words if len(word.readings) > 1])
-    again = [word for word, count in counts.items() if count > 1][:_MOST_AGAIN]
-    if not again:
+    counts = Counter([_heard(word) for line in lines for word in line.words if len(word.readings) > 1])
+    ways: list[dict[_Heard, Readings]] = [{}]
+    for heard, count in counts.items():
+        readings = heard[1]
+        if count > 1 and len(ways) * len(readings) <= _MOST_WAYS:
+            ways = [way | {heard: (reading,)} for way in ways for reading in readings]
+    if len(ways) == 1:
         return lines
-    ways = [
-        {word: replace(word, readings=(reading,)) for word, reading in zip(again, readings, strict=True)}
-        for readings in product(*[word.readings for word in again])
-    ]
     return max(([line.said(way) for line in lines] for way in ways), key=_points)
 
 

@@ -80,6 +80,13 @@ def test_a_reading_that_fits_is_shown_above_its_word():
     assert (line.counts[0], line.syllables) == (("fire", "1"), 5)
 
 
+@pytest.mark.parametrize("line", ["us and US, in fire-lit hours", "every 1,000 fires", "'fire' and fire", "IT said it"])
+def test_what_is_shown_above_words_adds_up(line):
+    lines = score_poem(f"{line}\nfire, US, it and every hour\n{line}").lines
+    for each in lines:
+        assert sum(int(count.lstrip("~") or 0) for _, count in each.counts) == each.syllables
+
+
 def test_seed_mode_shows_the_tutorials_segments():
     poem = score_poem(POEM + "<|im_end|>", mode="seed")
     assert poem.scored.total == 0.75

@@ -63,6 +63,8 @@ prose = st.text(st.sampled_from("ab \n/.`<>|?!é猫"), max_size=60)
         ("- " + POEM.replace("\n", "\n- "), 1.0, True),
         (POEM.replace("silent", "silent 猫"), 0.75, False),
         ("fire in the night\nfire in the cold deep night\nfire in the cold night", 0.875, False),  # said in one way
+        ("'fire' in the night\nFire in the cold deep night\nfire' in the cold night", 0.875, False),
+        ("US and us, we\na long night without a moon\nus and the US", 1.0, True),  # letter by letter, and not
         (POEM.replace("silence", "calm"), 0.875, False),
         (POEM.replace("an old silent", "old"), 0.75, False),
         ("an old silent pond", 0.25, False),
@@ -126,6 +128,7 @@ HOSTILE = {
     "camels": "aB" * 10**5,
     "bold": "**a**" * 10**5,
     "readings": "fire hour our flower every power\n" * 10**4,
+    "compounds said twice": "\n".join(f"{first + '-our' * 60} " * 2 for first in ("our", "fire", "hour")),
     "long lines of readings": ("fire hour our flower every power " * 12 + "\n") * 10**4,
 }
 
