@@ -20,8 +20,7 @@ class BatchResult:
 
 
 def read_ahead(groups: Sequence[Group], penalty: float) -> None:
-    """Does most of the work of `penalize_repeats` where others score the groups meanwhile: word pairs are kept by text.
-    """
+    """Most of the work of `penalize_repeats`, to be done while others score the groups: pairs are kept by text."""
     if penalty:
         for group in groups:
             for completion in group.completions:

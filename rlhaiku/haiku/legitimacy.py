@@ -96,7 +96,7 @@ def _real_words(unlisted: Sequence[int], words: int, syllables: int) -> float:
 
 
 def _spelling(words: Sequence[Word], syllables: int) -> float:
-    """By the syllables of words said letter by letter, and by words such as `autumn'ssoft`, new in every poem."""
+    """By the syllables of words said letter by letter, and by the blanks left out, as in `autumn'ssoft`."""
     spelled = sum([word.readings[0] for word in words if word.spelled])
     return _foreign(spelled, syllables) * _PER_GLUED ** sum([word.glued for word in words])
 

@@ -114,6 +114,10 @@ class Structure:
         return tuple([line for line in self.lines if line.target is not None])
 
 
+_Heard = tuple[str, Readings]
+"""What two words that must be said alike have in common."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Spoken:
     """A line before anybody knows its target."""
@@ -124,18 +128,14 @@ class _Spoken:
     """Bit n is set when the line can have n syllables."""
     error: str
 
-    def said(self, way: "_Way") -> "_Spoken":
+    def said(self, way: Mapping[_Heard, Readings]) -> "_Spoken":
         """The line with some of its words said in one way only."""
         words = tuple([replace(word, readings=way.get(_heard(word), word.readings)) for word in self.words])
         return _Spoken(self.text, words, reachable(words), self.error)
 
 
-_Heard = tuple[str, Readings]
-_Way = Mapping[_Heard, Readings]
-
-
 def _heard(word: Word) -> _Heard:
-    """What two words that must be said alike have in common: `fire` and `'fire'` are one, `US` and `us` are two."""
+    """`fire` and `'fire'` are heard as one word, `US` and `us` as two."""
     return word.text.strip("'"), word.readings
 
 

@@ -1,4 +1,7 @@
-"""How groups and rewards lie in the ledger's tables: values that come back equal to the last bit."""
+"""How groups and rewards lie in the ledger's tables: values that come back equal to the last bit.
+
+Arrays lie there as the machine has them: little endian, as on all that torch and Ray are built for.
+"""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
 """Our Megatron layer against `transformers`, whole and cut over ranks; and a checkpoint's way through Megatron."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,9 @@ import torch
 
 from actors.trainers.megatron_trainer import _begin_adam, _count_apart
 from launch.checks import resolve_model
+from launch.ray_cluster import free_port
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def run_all(*commands):

@@ -19,6 +19,7 @@ import torch
 from actors.engines import sglang_engine, sglang_server
 from actors.engines.sglang_engine import Generation, SglangSpec
 from actors.trainers import megatron_trainer
+from launch.ray_cluster import free_port
 from tests.actors.real_slime.source import function_of
 from tests.sglang_stand_in import checksum, held_hashes
 from tests.slime_offline.slime.card import CardMemory
@@ -74,12 +75,6 @@ class Lock:
     def release(self):
         assert self.taken
         self.taken = False
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture
